@@ -1,0 +1,48 @@
+# Everything runs from `.venv`, which `make setup` makes from the lock file.
+.DEFAULT_GOAL := help
+.PHONY: help setup up demo test check format bench lock docs clean
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:  ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/installed  ## make .venv with everything for users and developers
+
+.venv/installed: requirements.lock pyproject.toml scripts/setup
+	@PYTHON=$(PYTHON) scripts/setup
+	@touch $@
+
+up: setup  ## run all of CloudAI on this machine, in the foreground
+	@exec $(BIN)/cloudai up
+
+demo: setup  ## start CloudAI, run real tasks, show their logs, stop
+	@$(BIN)/python scripts/demo.py
+
+test: setup  ## install what the tests need and run all of them
+	@scripts/provision
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## format, lint, strict types, import contracts, generated documents
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/docs.py --check
+
+format: setup  ## format the code and mend what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: setup  ## write the generated documents anew
+	@$(BIN)/python scripts/docs.py
+
+bench: setup  ## measure, side by side in one run
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+lock: setup  ## resolve requirements.lock anew from pyproject.toml
+	@$(BIN)/uv pip compile --universal --all-extras --generate-hashes --upgrade \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+clean:  ## remove what was built
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,117 @@
+"""What a runtime is: the place where containers live. `docker` and `process` implement it; nothing else in the agent knows
+which one it drives.
+
+All methods block and are called from worker threads, never from the event loop; each is bounded by a timeout of its own.
+A runtime keeps nothing that matters in memory: `containers()` is the truth, and a new agent process finds the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from cloudai.resources import GpuShare, Resources, Run
+
+
+class ContainerState(StrEnum):
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """What the runtime knows of one of our containers. Times in ms since the epoch."""
+
+    run_id: str  # its name
+    task_id: str
+    attempt: int
+    state: ContainerState
+    started_at: int | None = None
+    finished_at: int | None = None
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str | None = None  # the engine's words when it could not start
+
+
+class EngineDown(Exception):
+    """The engine does not answer; nothing is known of the containers until it does."""
+
+
+class RunRefused(Exception):
+    """The runtime cannot run this; final for the attempt. `reason` of resources.Reason, `message` for people."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class Runtime(Protocol):
+    """Operations are idempotent: creating what exists, starting what runs, stopping or removing what is gone are no errors."""
+
+    kind: str  # "docker" or "process"
+
+    def ping(self) -> None:
+        """Raises EngineDown with a sentence that says what does not answer."""
+        ...
+
+    def capacity(self) -> Resources:
+        """What the machine has, before the operator's flags."""
+        ...
+
+    def containers(self) -> list[Container]:
+        """Ours only: same cluster and worker. Raises EngineDown."""
+        ...
+
+    def container(self, run_id: str) -> Container | None:
+        """One of ours, or None when it does not exist. Raises EngineDown."""
+        ...
+
+    def has_image(self, image: str) -> bool: ...
+
+    def pull(self, image: str, progress: Callable[[str], None], cancelled: Callable[[], bool]) -> None:
+        """Fetch an image; calls `progress` with a short text now and then, gives up quietly once `cancelled()`.
+
+        Raises RunRefused (InvalidImageName, ImageNotFound, ImagePullFailed, ImagePullTimeout) or EngineDown.
+        """
+        ...
+
+    def create(self, run: Run) -> None:
+        """Create (not start) the run's container under its computed name. Raises RunRefused or EngineDown."""
+        ...
+
+    def start(self, run_id: str) -> None:
+        """Raises RunRefused (CommandNotFound, StartFailed) or EngineDown."""
+        ...
+
+    def stop(self, run_id: str, grace_seconds: float) -> None:
+        """TERM, then KILL after the grace; returns once it has ended."""
+        ...
+
+    def remove(self, run_id: str) -> None:
+        """Remove an ended container and all that belongs to it."""
+        ...
+
+    def read_log(self, run_id: str, offset: int) -> Iterator[bytes]:
+        """Both streams in order from byte `offset`, following until the container has ended and every byte was given."""
+        ...
+
+    def storage_used(self, run_id: str) -> int:
+        """Bytes the container has written to its own file system."""
+        ...
+
+    def events(self) -> Iterator[str | None]:
+        """Run ids whose container changed state, as it happens; None when anything may have changed (after a gap). For ever."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections; containers go on."""
+        ...
+
+
+def device_list(gpus: tuple[GpuShare, ...]) -> str:
+    """The devices of a run as `0,3`: for NVIDIA_VISIBLE_DEVICES and Docker's device requests."""
+    return ",".join(str(share.device) for share in gpus)

@@ -1,0 +1,96 @@
+"""Every error a client can meet, and the one table of code and HTTP status.
+
+The facade encodes with this table, the HTTP client decodes with it, the OpenAPI document lists it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+
+class Code(StrEnum):
+    """Stable names for programs; a message for people goes beside each."""
+
+    INVALID_REQUEST = "INVALID_REQUEST"
+    UNAUTHORIZED = "UNAUTHORIZED"
+    FORBIDDEN_HOST = "FORBIDDEN_HOST"
+    TASK_NOT_FOUND = "TASK_NOT_FOUND"
+    WORKER_NOT_FOUND = "WORKER_NOT_FOUND"
+    ATTEMPT_NOT_FOUND = "ATTEMPT_NOT_FOUND"
+    ROUTE_NOT_FOUND = "ROUTE_NOT_FOUND"
+    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
+    TASK_FINISHED = "TASK_FINISHED"
+    IDEMPOTENCY_CONFLICT = "IDEMPOTENCY_CONFLICT"
+    LOGS_REMOVED = "LOGS_REMOVED"
+    BODY_TOO_LARGE = "BODY_TOO_LARGE"
+    UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
+    RATE_LIMITED = "RATE_LIMITED"
+    INTERNAL = "INTERNAL"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+HTTP_STATUS: Mapping[Code, int] = {
+    Code.INVALID_REQUEST: 400,
+    Code.UNAUTHORIZED: 401,
+    Code.FORBIDDEN_HOST: 403,
+    Code.TASK_NOT_FOUND: 404,
+    Code.WORKER_NOT_FOUND: 404,
+    Code.ATTEMPT_NOT_FOUND: 404,
+    Code.ROUTE_NOT_FOUND: 404,
+    Code.METHOD_NOT_ALLOWED: 405,
+    Code.TASK_FINISHED: 409,
+    Code.IDEMPOTENCY_CONFLICT: 409,
+    Code.LOGS_REMOVED: 410,
+    Code.BODY_TOO_LARGE: 413,
+    Code.UNSUPPORTED_MEDIA_TYPE: 415,
+    Code.RATE_LIMITED: 429,
+    Code.INTERNAL: 500,
+    Code.UNAVAILABLE: 503,
+}
+
+
+class CloudAIError(Exception):
+    """An error with a place in the documented envelope.
+
+    `details` is a flat object of JSON values, such as `{"field": "req_cpu", "reason": "must be greater than 0"}`.
+    `retry_after` in whole seconds becomes the Retry-After header.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        details: Mapping[str, Any] | None = None,
+        *,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = dict(details or {})
+        self.retry_after = retry_after
+
+    @property
+    def http_status(self) -> int:
+        return HTTP_STATUS[self.code]
+
+
+def invalid(field: str, reason: str, message: str = "Invalid request parameters") -> CloudAIError:
+    """The documented 400: which field, and what is wrong with it."""
+    return CloudAIError(Code.INVALID_REQUEST, message, {"field": field, "reason": reason})
+
+
+def task_not_found(task_id: str) -> CloudAIError:
+    return CloudAIError(Code.TASK_NOT_FOUND, "Task not found", {"task_id": task_id})
+
+
+def unavailable(reason: str) -> CloudAIError:
+    """The store cannot be written or read right now; nothing was half done, the same request may be sent again."""
+    return CloudAIError(
+        Code.UNAVAILABLE,
+        "The service cannot reach its store right now; send the same request again shortly",
+        {"reason": reason},
+        retry_after=1,
+    )

@@ -1,0 +1,294 @@
+"""The nouns of CloudAI and the only table of allowed state changes.
+
+Everything here is a plain immutable value: no clock, no I/O, no library beyond the standard one. Both sides (controller
+and agent), the store and the facade speak in these types, so a rule about them (what fits, what may follow what) is
+written once, here.
+
+Units: amounts are integers (milli-cores, bytes, milli-GPUs), so sums never drift; times are integer milliseconds since
+the Unix epoch. The edges (HTTP, command line) convert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+GIB = 1024**3
+
+
+class TaskStatus(StrEnum):
+    """What a client reads as a task's `status`."""
+
+    QUEUED = "queued"
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in TERMINAL_STATUSES
+
+
+TERMINAL_STATUSES = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED})
+ACTIVE_STATUSES = frozenset(TaskStatus) - TERMINAL_STATUSES
+
+# A pending task always passes through running on its way to completed, so that whoever follows the changes sees it
+# start. A terminal status never changes.
+TASK_TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
+    TaskStatus.QUEUED: frozenset({TaskStatus.PENDING, TaskStatus.CANCELLED}),
+    TaskStatus.PENDING: frozenset({TaskStatus.RUNNING, TaskStatus.QUEUED, TaskStatus.FAILED, TaskStatus.CANCELLED}),
+    TaskStatus.RUNNING: frozenset(
+        {TaskStatus.QUEUED, TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED},
+    ),
+    TaskStatus.COMPLETED: frozenset(),
+    TaskStatus.FAILED: frozenset(),
+    TaskStatus.CANCELLED: frozenset(),
+}
+
+
+class RunPhase(StrEnum):
+    """How far one attempt has come; written by the worker that has it, except LOST (the controller's verdict)."""
+
+    ASSIGNED = "assigned"  # placed by the controller, not yet taken up
+    PULLING = "pulling"  # the image is being fetched
+    STARTING = "starting"  # the container exists or is about to; it may start only once the store holds this phase
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"  # ended because the wish was withdrawn; the container is proven gone
+    LOST = "lost"  # the worker's lease ran out
+
+    @property
+    def terminal(self) -> bool:
+        return self in TERMINAL_PHASES
+
+
+TERMINAL_PHASES = frozenset({RunPhase.SUCCEEDED, RunPhase.FAILED, RunPhase.STOPPED, RunPhase.LOST})
+LIVE_PHASES = frozenset(RunPhase) - TERMINAL_PHASES
+
+_ENDS_BEFORE_START = frozenset({RunPhase.FAILED, RunPhase.STOPPED, RunPhase.LOST})
+RUN_TRANSITIONS: Mapping[RunPhase, frozenset[RunPhase]] = {
+    RunPhase.ASSIGNED: _ENDS_BEFORE_START | {RunPhase.PULLING, RunPhase.STARTING},
+    RunPhase.PULLING: _ENDS_BEFORE_START | {RunPhase.STARTING},
+    # A container may end before its start was reported, so STARTING may be followed by any end.
+    RunPhase.STARTING: TERMINAL_PHASES | {RunPhase.RUNNING},
+    RunPhase.RUNNING: TERMINAL_PHASES,
+    RunPhase.SUCCEEDED: frozenset(),
+    RunPhase.FAILED: frozenset(),
+    RunPhase.STOPPED: frozenset(),
+    RunPhase.LOST: frozenset(),
+}
+
+
+class Reason(StrEnum):
+    """Why a task waits or ended: short and stable, for programs; the message beside it is for people."""
+
+    CANCELLED = "Cancelled"
+    EXIT_CODE = "ExitCode"
+    OOM_KILLED = "OOMKilled"
+    STORAGE_LIMIT_EXCEEDED = "StorageLimitExceeded"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    INVALID_IMAGE_NAME = "InvalidImageName"
+    IMAGE_NOT_FOUND = "ImageNotFound"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    IMAGE_PULL_TIMEOUT = "ImagePullTimeout"
+    COMMAND_NOT_FOUND = "CommandNotFound"
+    START_FAILED = "StartFailed"
+    CONTAINER_GONE = "ContainerGone"  # removed by somebody other than CloudAI
+    WORKER_LOST = "WorkerLost"
+    # While waiting
+    WAITING_FOR_CAPACITY = "WaitingForCapacity"
+    TOO_LARGE = "TooLargeForEveryWorker"
+    NO_WORKERS = "NoWorkers"
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """An amount of each resource. cpu in milli-cores, memory and storage in bytes, gpu in milli-GPUs."""
+
+    cpu: int
+    memory: int
+    storage: int
+    gpu: int
+
+    def __add__(self, other: Resources) -> Resources:
+        return Resources(
+            self.cpu + other.cpu,
+            self.memory + other.memory,
+            self.storage + other.storage,
+            self.gpu + other.gpu,
+        )
+
+    def __sub__(self, other: Resources) -> Resources:
+        return Resources(
+            self.cpu - other.cpu,
+            self.memory - other.memory,
+            self.storage - other.storage,
+            self.gpu - other.gpu,
+        )
+
+    def within(self, room: Resources) -> bool:
+        """True when this amount is at most `room` in every resource (GPU devices are a matter of `gpu_shares`)."""
+        return (
+            self.cpu <= room.cpu
+            and self.memory <= room.memory
+            and self.storage <= room.storage
+            and self.gpu <= room.gpu
+        )
+
+
+NOTHING = Resources(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuShare:
+    """A part of one GPU device of a worker: `milli` of 1000."""
+
+    device: int
+    milli: int
+
+
+def gpu_free(devices: int, taken: Iterable[GpuShare]) -> list[int]:
+    """Free milli-GPUs of each device 0 … devices-1 once `taken` is handed out."""
+    free = [1000] * devices
+    for share in taken:
+        free[share.device] -= share.milli
+    return free
+
+
+def gpu_shares(milli: int, free: list[int]) -> tuple[GpuShare, ...] | None:
+    """Choose devices for a request of `milli` milli-GPUs, or None where no packing fits.
+
+    Whole GPUs take whole devices; a remaining fraction goes to the fullest device that still has room for it, so that
+    untouched devices stay whole for those who need them. Two devices with half left do not fit a request of 1000.
+    """
+    whole, fraction = divmod(milli, 1000)
+    untouched = [device for device, left in enumerate(free) if left == 1000]
+    if len(untouched) < whole:
+        return None
+    shares = [GpuShare(device, 1000) for device in untouched[:whole]]
+    if fraction:
+        used = {share.device for share in shares}
+        candidates = [(left, device) for device, left in enumerate(free) if left >= fraction and device not in used]
+        if not candidates:
+            return None
+        shares.append(GpuShare(min(candidates)[1], fraction))
+    return tuple(shares)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """What a client wishes; never changes after the submit.
+
+    `command`: a string runs as `/bin/sh -c`, a tuple as given, None leaves the image's own command.
+    `timeout_seconds`: counted from the container's start; None is no limit.
+    `max_retries`: further attempts after the first, whatever ended it; None means 1 after a lost worker, 0 after a failure.
+    """
+
+    user_id: str
+    image: str
+    command: str | tuple[str, ...] | None
+    resources: Resources
+    timeout_seconds: int | None = None
+    max_retries: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A wish and what became of it. `version` grows by one with each stored change (0: not stored yet)."""
+
+    task_id: str
+    spec: TaskSpec
+    status: TaskStatus
+    created_at: int
+    attempt: int = 0  # attempts placed so far; the current one where the task is pending or running
+    cancel_requested: bool = False
+    worker_id: str | None = None
+    started_at: int | None = None
+    finished_at: int | None = None
+    exit_code: int | None = None
+    reason: str | None = None
+    message: str | None = None
+    version: int = 0
+
+
+def run_id(task_id: str, attempt: int) -> str:
+    """The computed name of an attempt; also the name of its container."""
+    return f"{task_id}-{attempt}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One attempt of a task on one worker. It repeats what the worker needs, so that a worker reads nothing else.
+
+    `stop_requested` is the controller's wish; the fields from `phase` on are the worker's report.
+    """
+
+    task_id: str
+    attempt: int
+    worker_id: str
+    user_id: str
+    image: str
+    command: str | tuple[str, ...] | None
+    resources: Resources
+    gpus: tuple[GpuShare, ...] = ()
+    timeout_seconds: int | None = None
+    created_at: int = 0
+    stop_requested: bool = False
+    phase: RunPhase = RunPhase.ASSIGNED
+    started_at: int | None = None
+    finished_at: int | None = None
+    exit_code: int | None = None
+    reason: str | None = None
+    message: str | None = None
+    version: int = 0
+
+    @property
+    def run_id(self) -> str:
+        return run_id(self.task_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A machine that runs containers. `identity` tells the machine's agent from another one that claims its name.
+
+    `ready` is False while its container engine does not answer; `problem` then says why.
+    `cpu_usage` and `memory_usage` are percentages of the machine, None until reported.
+    """
+
+    worker_id: str
+    identity: str
+    address: str  # host:port of the agent's health and metrics endpoint
+    capacity: Resources
+    runtime: str  # "docker" or "process"
+    registered_at: int
+    last_heartbeat: int
+    ready: bool = True
+    problem: str | None = None
+    cpu_usage: float | None = None
+    memory_usage: float | None = None
+
+    @property
+    def gpu_devices(self) -> int:
+        return self.capacity.gpu // 1000
+
+    def active(self, now: int, heartbeat_ms: int) -> bool:
+        """Heard of within three heartbeat intervals and able to start containers."""
+        return self.ready and now - self.last_heartbeat <= 3 * heartbeat_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerState:
+    """A worker with what its live runs hold, read in one snapshot: allocated never exceeds the capacity."""
+
+    worker: Worker
+    allocated: Resources
+    runs: int
+    gpu_free: tuple[int, ...] = ()  # free milli-GPUs of each device
+
+    @property
+    def available(self) -> Resources:
+        return self.worker.capacity - self.allocated

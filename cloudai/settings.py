@@ -1,0 +1,188 @@
+"""Every setting, once. A field here is an environment variable `CLOUDAI_<NAME>`, a flag `--<name>` of the commands in its
+`parts`, a row of docs/configuration.md and a line of `--help`; an unknown `CLOUDAI_` variable is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "CLOUDAI_"
+
+# Variables of the test suite and of the client that are not settings of a server part.
+_NOT_SETTINGS = frozenset({"CLOUDAI_SERVER"})
+_TEST_PREFIX = "CLOUDAI_TEST_"
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used, in a sentence for the operator."""
+
+
+def _setting(default: Any, text: str, *parts: str, **limits: Any) -> Any:
+    return Field(default, description=text, json_schema_extra={"parts": list(parts)}, **limits)
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Settings of the server parts and the agent. `parts` of a field: the commands that take it as a flag."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", env_ignore_empty=True)
+
+    host: str = _setting("127.0.0.1", "Address the API listens on.", "api")
+    port: int = _setting(8080, "Port the API listens on; 0 takes a free one.", "api", ge=0, le=65535)
+    data_dir: Path = _setting(
+        Path("./cloudai-data"), "Where the embedded database and local state live.", "api", "controller", "agent"
+    )
+    database_url: str | None = _setting(
+        None,
+        "SQLAlchemy URL of the store, sqlite:///… or postgresql://…; default is cloudai.db in the data directory.",
+        "api",
+        "controller",
+    )
+    log_format: Literal["text", "json"] = _setting(
+        "text", "Readable lines or one JSON object a line.", "api", "controller", "agent"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "Least severe messages shown.", "api", "controller", "agent"
+    )
+
+    # Leases: the API hands them to the agents, the controller judges by them.
+    heartbeat_seconds: Seconds = _setting(
+        10.0, "How often an agent reports; silent for three of these is inactive.", "api", "controller"
+    )
+    lease_seconds: float = _setting(
+        300.0,
+        "How long a worker may be cut off before its tasks count as lost; inf for never.",
+        "api",
+        "controller",
+        gt=0,
+    )
+    stop_grace_seconds: float = _setting(
+        10.0,
+        "Time between TERM and KILL when a container is stopped.",
+        "api",
+        "controller",
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+    )
+
+    # Facade
+    allowed_hosts: str = _setting(
+        "", "Further Host names to accept, comma separated, when the API is bound to loopback; * accepts any.", "api"
+    )
+    trusted_proxies: str = _setting(
+        "", "Addresses or networks, comma separated, whose X-Forwarded-For header is believed.", "api"
+    )
+    max_body_bytes: int = _setting(1024 * 1024, "Largest request body accepted.", "api", ge=1024)
+    rate_limit_enabled: bool = _setting(True, "Limit requests per client address.", "api")
+    rate_limit_submit: str = _setting("10/minute", "Submits allowed per client address.", "api")
+    rate_limit_status: str = _setting("60/minute", "Status queries allowed per client address.", "api")
+    rate_limit_websockets: int = _setting(5, "Concurrent telemetry WebSockets per client address.", "api", ge=1)
+    rate_limit_storage: str = _setting(
+        "memory://", "Where counts are kept: memory:// or redis://host:port for several replicas.", "api"
+    )
+    telemetry_seconds: Seconds = _setting(5.0, "Interval of telemetry_update messages.", "api")
+
+    # Retention
+    task_retention_seconds: float = _setting(
+        30 * 86400.0, "How long finished tasks are kept; inf for ever.", "controller", gt=0
+    )
+    log_retention_seconds: float = _setting(
+        7 * 86400.0, "How long logs of finished tasks are kept; inf as long as the task.", "controller", gt=0
+    )
+
+    # Agent
+    server: str = _setting(
+        "http://127.0.0.1:8080", "URL of the API that the agent joins and the client talks to.", "agent"
+    )
+    token_file: Path | None = _setting(None, "File that holds the join token (see `cloudai token create`).", "agent")
+    worker_id: str | None = _setting(
+        None,
+        "Name of this worker; default is the host name.",
+        "agent",
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$",
+    )
+    runtime: Literal["auto", "docker", "process"] = _setting(
+        "auto", "Where tasks run: docker, process (no isolation, for trying out), or auto.", "agent"
+    )
+    cpu: float | None = _setting(None, "Cores offered; default all.", "agent", gt=0, allow_inf_nan=False)
+    memory: float | None = _setting(
+        None, "GiB of memory offered; default 90 % of the machine.", "agent", gt=0, allow_inf_nan=False
+    )
+    storage: float | None = _setting(
+        None,
+        "GiB of storage offered; default 80 % of what is free where containers live.",
+        "agent",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    gpu: int | None = _setting(
+        None, "Number of GPUs offered; default those the NVIDIA driver shows.", "agent", ge=0, le=64
+    )
+    advertise_address: str | None = _setting(
+        None, "Address reported as worker_ip; default is the one that reaches the server.", "agent"
+    )
+    health_port: int = _setting(
+        50052, "Port of the agent's health and metrics endpoint; 0 takes a free one.", "agent", ge=0, le=65535
+    )
+    pull_policy: Literal["missing", "always", "never"] = _setting("missing", "When an image is pulled.", "agent")
+    pull_timeout_seconds: Seconds = _setting(1800.0, "Longest image pull.", "agent")
+    pids_limit: int = _setting(4096, "Most processes and threads in one container.", "agent", ge=1)
+    cap_drop: str = _setting(
+        "NET_RAW,MKNOD,AUDIT_WRITE,SETFCAP,NET_BIND_SERVICE,SYS_CHROOT",
+        "Capabilities taken from containers, comma separated; ALL for every one, empty for Docker's default.",
+        "agent",
+    )
+    network: str | None = _setting(
+        None, "Docker network of the containers (bridge, host, none, or a name); default is Docker's.", "agent"
+    )
+    max_log_bytes: int = _setting(
+        64 * 1024 * 1024, "Longest log kept of one attempt; the rest is cut with a marker.", "agent", ge=1024
+    )
+    storage_check_seconds: Seconds = _setting(10.0, "How often the storage used by containers is measured.", "agent")
+
+    @property
+    def url(self) -> str:
+        """The store's URL."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'cloudai.db'}"
+
+    @property
+    def heartbeat_ms(self) -> int:
+        return round(self.heartbeat_seconds * 1000)
+
+
+def load(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from flags (`overrides`, None meaning not given), then the environment, then defaults.
+
+    Raises SettingsError that names the variable or flag and what is wrong with it.
+    """
+    environ = os.environ if environ is None else environ
+    refuse_unknown(environ)
+    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        place = f"--{name.replace('_', '-')}" if name in given else f"{PREFIX}{name.upper()}"
+        raise SettingsError(f"{place}: {first['msg']} (got {first['input']!r})") from None
+
+
+def refuse_unknown(environ: Mapping[str, str]) -> None:
+    """Raises SettingsError for a CLOUDAI_ variable that is no setting, with the nearest name that is one."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _NOT_SETTINGS
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in known or name.startswith(_TEST_PREFIX):
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; see docs/configuration.md for all settings"
+        raise SettingsError(f"unknown setting {name}{hint}")

@@ -54,6 +54,10 @@ class Runtime(Protocol):
 
     kind: str  # "docker" or "process"
 
+    def bind(self, cluster_id: str, worker_id: str) -> None:
+        """Say whose containers are ours; before any call about containers."""
+        ...
+
     def ping(self) -> None:
         """Raises EngineDown with a sentence that says what does not answer."""
         ...

@@ -11,21 +11,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "CLOUDAI_"
-
-# Variables of the test suite and of the client that are not settings of a server part.
-_NOT_SETTINGS = frozenset({"CLOUDAI_SERVER"})
-_TEST_PREFIX = "CLOUDAI_TEST_"
+_TEST_PREFIX = "CLOUDAI_TEST_"  # variables of the test suite
 
 
 class SettingsError(Exception):
     """A setting that cannot be used, in a sentence for the operator."""
 
 
-def _setting(default: Any, text: str, *parts: str, **limits: Any) -> Any:
-    return Field(default, description=text, json_schema_extra={"parts": list(parts)}, **limits)
+def _setting(default: Any, text: str, *parts: str, form: str | None = None, **limits: Any) -> Any:
+    """`form` says in words what a `pattern` asks for."""
+    return Field(default, description=text, json_schema_extra={"parts": list(parts), "form": form}, **limits)
+
+
+_RATE = r"^[1-9][0-9]*/(second|minute|hour|day)$"
+_RATE_FORM = "a number of requests and a time, such as 10/minute (second, minute, hour or day)"
 
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -46,6 +49,8 @@ class Settings(BaseSettings):
         "SQLAlchemy URL of the store, sqlite:///… or postgresql://…; default is cloudai.db in the data directory.",
         "api",
         "controller",
+        pattern=r"^(sqlite:///.+|postgresql(\+psycopg)?://.+)$",
+        form="sqlite:///PATH or postgresql://USER@HOST/NAME",
     )
     log_format: Literal["text", "json"] = _setting(
         "text", "Readable lines or one JSON object a line.", "api", "controller", "agent"
@@ -84,8 +89,12 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = _setting(1024 * 1024, "Largest request body accepted.", "api", ge=1024)
     rate_limit_enabled: bool = _setting(True, "Limit requests per client address.", "api")
-    rate_limit_submit: str = _setting("10/minute", "Submits allowed per client address.", "api")
-    rate_limit_status: str = _setting("60/minute", "Status queries allowed per client address.", "api")
+    rate_limit_submit: str = _setting(
+        "10/minute", "Submits allowed per client address.", "api", pattern=_RATE, form=_RATE_FORM
+    )
+    rate_limit_status: str = _setting(
+        "60/minute", "Status queries allowed per client address.", "api", pattern=_RATE, form=_RATE_FORM
+    )
     rate_limit_websockets: int = _setting(5, "Concurrent telemetry WebSockets per client address.", "api", ge=1)
     rate_limit_storage: str = _setting(
         "memory://", "Where counts are kept: memory:// or redis://host:port for several replicas.", "api"
@@ -102,7 +111,11 @@ class Settings(BaseSettings):
 
     # Agent
     server: str = _setting(
-        "http://127.0.0.1:8080", "URL of the API that the agent joins and the client talks to.", "agent"
+        "http://127.0.0.1:8080",
+        "URL of the API that the agent joins; client commands read the same variable.",
+        "agent",
+        pattern=r"^https?://[^/\s]+",
+        form="a URL such as http://master-node:8080",
     )
     token_file: Path | None = _setting(None, "File that holds the join token (see `cloudai token create`).", "agent")
     worker_id: str | None = _setting(
@@ -110,6 +123,7 @@ class Settings(BaseSettings):
         "Name of this worker; default is the host name.",
         "agent",
         pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$",
+        form="1 to 63 letters, digits, dots, dashes or underscores, with a letter or digit at both ends",
     )
     runtime: Literal["auto", "docker", "process"] = _setting(
         "auto", "Where tasks run: docker, process (no isolation, for trying out), or auto.", "agent"
@@ -160,29 +174,58 @@ class Settings(BaseSettings):
         return round(self.heartbeat_seconds * 1000)
 
 
-def load(overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings from flags (`overrides`, None meaning not given), then the environment, then defaults.
+def load(flags: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from flags (None: not given), then the environment, then defaults.
 
     Raises SettingsError that names the variable or flag and what is wrong with it.
     """
-    environ = os.environ if environ is None else environ
-    refuse_unknown(environ)
-    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    refuse_unknown(os.environ)
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
     try:
         return Settings(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        place = f"--{name.replace('_', '-')}" if name in given else f"{PREFIX}{name.upper()}"
-        raise SettingsError(f"{place}: {first['msg']} (got {first['input']!r})") from None
+        raise SettingsError("; ".join(_sentence(wrong, given) for wrong in error.errors())) from None
+
+
+def _sentence(wrong: ErrorDetails, flags: Mapping[str, Any]) -> str:
+    name = str(wrong["loc"][0])
+    place = flag(name) if name in flags else variable(name)
+    form = _extra(name).get("form")
+    if wrong["type"] == "string_pattern_mismatch" and form:
+        return f"{place} must be {form}, not {wrong['input']!r}"
+    words = wrong["msg"].removeprefix("Input should be ").removeprefix("a ")
+    if words != wrong["msg"]:
+        return f"{place} must be {words}, not {wrong['input']!r}"
+    return f"{place}: {wrong['msg']}, not {wrong['input']!r}"
 
 
 def refuse_unknown(environ: Mapping[str, str]) -> None:
     """Raises SettingsError for a CLOUDAI_ variable that is no setting, with the nearest name that is one."""
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _NOT_SETTINGS
+    known = {variable(name) for name in Settings.model_fields}
     for name in sorted(environ):
         if not name.startswith(PREFIX) or name in known or name.startswith(_TEST_PREFIX):
             continue
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; see docs/configuration.md for all settings"
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; docs/configuration.md lists all settings"
         raise SettingsError(f"unknown setting {name}{hint}")
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"{PREFIX}{name.upper()}"
+
+
+def flag(name: str) -> str:
+    """The command line flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def parts(name: str) -> frozenset[str]:
+    """The commands that take a setting: of `api`, `controller`, `agent`."""
+    return frozenset(_extra(name)["parts"])
+
+
+def _extra(name: str) -> dict[str, Any]:
+    extra = Settings.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return dict(extra)

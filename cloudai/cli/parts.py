@@ -1,0 +1,83 @@
+"""Parts put together: each is a coroutine that runs until it is told to stop, all of them in one event loop.
+
+Nothing of the facade, the controller or the agent is known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+
+import click
+import uvloop
+
+# Runs until its event is set.
+Part = Callable[[asyncio.Event], Awaitable[None]]
+
+
+def run_until_signal(body: Part) -> None:
+    """Run `body` in a new event loop; TERM or Ctrl-C sets its stop event, a second one ends the process at once."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def asked(signum: int) -> None:
+            stop.set()
+            loop.remove_signal_handler(signum)
+
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, asked, signum)
+        await body(stop)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+async def together(parts: Sequence[Part], stop: asyncio.Event) -> None:
+    """Run `parts` until `stop` or until one of them ends, then stop them last to first, each before those it needs.
+
+    Raises what the first failed part raised.
+    """
+    events = [asyncio.Event() for _ in parts]
+    tasks = [asyncio.ensure_future(part(event)) for part, event in zip(parts, events, strict=True)]
+    asked = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([*tasks, asked], return_when=asyncio.FIRST_COMPLETED)
+        for event, task in reversed(list(zip(events, tasks, strict=True))):
+            event.set()
+            await asyncio.wait([task])
+    finally:
+        for task in (asked, *tasks):
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def started_by(ready: asyncio.Event, part: Part) -> Part:
+    """`part`, started when `ready` is set."""
+
+    async def run(stop: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(ready.wait()), asyncio.ensure_future(stop.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not stop.is_set():
+            await part(stop)
+
+    return run
+
+
+def announcement(ready: asyncio.Event, text: str) -> Part:
+    """A part that only prints `text` when `ready` is set."""
+
+    async def announce(stop: asyncio.Event) -> None:
+        click.echo(text)
+        await stop.wait()
+
+    return started_by(ready, announce)

@@ -1,0 +1,120 @@
+"""The API and the controller as parts, over a store that both share when they live in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import click
+import uvicorn
+from cloudai_controller.loop import Controller
+from sqlalchemy.exc import SQLAlchemyError
+
+from cloudai.api.app import create_app
+from cloudai.cli.parts import Part, announcement, run_until_signal, together
+from cloudai.cli.place import StartRefused, listen, make_dir, url_of
+from cloudai.errors import CloudAIError
+from cloudai.settings import Settings
+from cloudai.store.protocol import Store
+from cloudai.store.sql import open_store
+from cloudai.wire import MAX_FRAME
+
+CLOSING_SECONDS = 5  # how long open requests may take to end once the API stops
+
+
+def run_api(settings: Settings) -> None:
+    with listen(settings) as listener:
+
+        async def body(stop: asyncio.Event) -> None:
+            listening = asyncio.Event()
+            text = f"The API listens on {url_of(listener, settings.host)}, store {shown(settings.url)}"
+            async with opened_store(settings) as store:
+                api = api_part(store, settings, listener, listening)
+                await together([api, announcement(listening, text)], stop)
+
+        run_until_signal(body)
+
+
+def run_controller(settings: Settings) -> None:
+    async def body(stop: asyncio.Event) -> None:
+        async with opened_store(settings) as store:
+            click.echo(f"The controller works on store {shown(settings.url)}")
+            await controller_part(store, settings)(stop)
+
+    run_until_signal(body)
+
+
+@contextlib.asynccontextmanager
+async def opened_store(settings: Settings) -> AsyncIterator[Store]:
+    if not settings.database_url:
+        make_dir(settings.data_dir)
+    try:
+        store = await open_store(settings.url)
+    except (CloudAIError, SQLAlchemyError, OSError) as error:
+        raise StartRefused(f"cannot open the store {shown(settings.url)}: {_first_line(error)}") from error
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def shown(url: str) -> str:
+    """A database URL without its password."""
+    scheme, separator, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    return f"{scheme}{separator}{login.partition(':')[0]}{at}{place}"
+
+
+def _first_line(error: Exception) -> str:
+    reason = error.details.get("reason", error.message) if isinstance(error, CloudAIError) else str(error)
+    return str(reason).strip().partition("\n")[0]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves the process's signals alone and tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config, listening: asyncio.Event) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening.set()
+
+
+def api_part(store: Store, settings: Settings, listener: socket.socket, listening: asyncio.Event) -> Part:
+    """The facade on `listener`; sets `listening` once requests are answered."""
+
+    async def run(stop: asyncio.Event) -> None:
+        config = uvicorn.Config(
+            create_app(store, settings),
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,  # the facade itself decides which forwarded addresses it believes
+            server_header=False,
+            lifespan="on",
+            ws_max_size=MAX_FRAME,
+            timeout_graceful_shutdown=CLOSING_SECONDS,
+        )
+        server = _Server(config, listening)
+        serving = asyncio.ensure_future(server.serve([listener]))
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        server.should_exit = True
+        await serving
+
+    return run
+
+
+def controller_part(store: Store, settings: Settings) -> Part:
+    holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return Controller(store, settings, holder).run

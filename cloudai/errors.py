@@ -51,6 +51,26 @@ HTTP_STATUS: Mapping[Code, int] = {
 }
 
 
+MEANING: Mapping[Code, str] = {
+    Code.INVALID_REQUEST: "A field, query parameter or the JSON itself is wrong; `details` names the `field` and the `reason`.",
+    Code.UNAUTHORIZED: "An agent's join token is missing or unknown.",
+    Code.FORBIDDEN_HOST: "The Host header is not one of a server bound to loopback; see `CLOUDAI_ALLOWED_HOSTS`.",
+    Code.TASK_NOT_FOUND: "There is no such task, or retention removed it.",
+    Code.WORKER_NOT_FOUND: "No worker of this name has ever joined.",
+    Code.ATTEMPT_NOT_FOUND: "The task has no such attempt, or has not been placed yet.",
+    Code.ROUTE_NOT_FOUND: "No such path.",
+    Code.METHOD_NOT_ALLOWED: "The path exists, but not with this method; the `Allow` header lists those it has.",
+    Code.TASK_FINISHED: "The task has completed or failed, so it cannot be cancelled.",
+    Code.IDEMPOTENCY_CONFLICT: "This `Idempotency-Key` came before with another body.",
+    Code.LOGS_REMOVED: "The logs have been removed by retention.",
+    Code.BODY_TOO_LARGE: "The body is larger than `CLOUDAI_MAX_BODY_BYTES`.",
+    Code.UNSUPPORTED_MEDIA_TYPE: "A body must come with `Content-Type: application/json`.",
+    Code.RATE_LIMITED: "Too many requests from this address; `Retry-After` says when to go on.",
+    Code.INTERNAL: "A fault in the server; its log has the cause.",
+    Code.UNAVAILABLE: "The store cannot be reached or written now; nothing was half done, send the same request again.",
+}
+
+
 class CloudAIError(Exception):
     """An error with a place in the documented envelope.
 

@@ -105,6 +105,26 @@ class Reason(StrEnum):
     NO_WORKERS = "NoWorkers"
 
 
+REASON_MEANING: Mapping[Reason, str] = {
+    Reason.CANCELLED: "A client asked for its end, and its container is gone.",
+    Reason.EXIT_CODE: "The command ended with an exit code other than 0; see `exit_code` and the logs.",
+    Reason.OOM_KILLED: "It needed more memory than `req_memory`.",
+    Reason.STORAGE_LIMIT_EXCEEDED: "It wrote more than `req_storage`.",
+    Reason.DEADLINE_EXCEEDED: "It ran longer than `timeout_seconds`.",
+    Reason.INVALID_IMAGE_NAME: "The engine does not take this as the name of an image.",
+    Reason.IMAGE_NOT_FOUND: "The registry has no such image, or does not show it to this worker.",
+    Reason.IMAGE_PULL_FAILED: "The image could not be fetched: the registry did not answer, refused, or broke off.",
+    Reason.IMAGE_PULL_TIMEOUT: "Fetching the image took longer than `CLOUDAI_PULL_TIMEOUT_SECONDS`.",
+    Reason.COMMAND_NOT_FOUND: "The image has no such program.",
+    Reason.START_FAILED: "The engine could not create or start the container; the message has its words.",
+    Reason.CONTAINER_GONE: "Somebody other than CloudAI removed the container.",
+    Reason.WORKER_LOST: "The worker was cut off for longer than the lease.",
+    Reason.WAITING_FOR_CAPACITY: "Waits: every worker that could hold it is busy; the message says what is short.",
+    Reason.TOO_LARGE: "Waits: it asks for more than any worker has.",
+    Reason.NO_WORKERS: "Waits: no worker is active.",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
     """An amount of each resource. cpu in milli-cores, memory and storage in bytes, gpu in milli-GPUs."""

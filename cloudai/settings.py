@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -151,9 +151,9 @@ class Settings(BaseSettings):
     pull_policy: Literal["missing", "always", "never"] = _setting("missing", "When an image is pulled.", "agent")
     pull_timeout_seconds: Seconds = _setting(1800.0, "Longest image pull.", "agent")
     pids_limit: int = _setting(4096, "Most processes and threads in one container.", "agent", ge=1)
-    cap_drop: str = _setting(
+    cap_drop: Annotated[str, BeforeValidator(lambda value: "" if value == "none" else value)] = _setting(
         "NET_RAW,MKNOD,AUDIT_WRITE,SETFCAP,NET_BIND_SERVICE,SYS_CHROOT",
-        "Capabilities taken from containers, comma separated; ALL for every one, empty for Docker's default.",
+        "Capabilities taken from containers, comma separated; ALL for every one, none for Docker's default.",
         "agent",
     )
     network: str | None = _setting(

@@ -16,7 +16,7 @@ COMMANDS: Mapping[str, str] = {
     "api": "cloudai.cli.serve:api",
     "controller": "cloudai.cli.serve:controller",
     "agent": "cloudai.cli.serve:agent",
-    "submit": "cloudai.cli.tasks:submit",
+    "submit": "cloudai.cli.submit:submit",
     "ps": "cloudai.cli.tasks:ps",
     "get": "cloudai.cli.tasks:get",
     "logs": "cloudai.cli.tasks:logs",
@@ -43,7 +43,7 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="cloudai")
 def main() -> None:
     """Run container tasks on your own machines through one plain API.

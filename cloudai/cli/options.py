@@ -65,6 +65,12 @@ def default_text(name: str) -> str:
     return f"; default {default:g}" if isinstance(default, float) and default < 1e6 else f"; default {_plain(default)}"
 
 
+def value_words(name: str) -> str:
+    """`One of: a, b.`, or nothing where a setting takes any value of its kind."""
+    choices = [kind for kind in _kinds(Settings.model_fields[name].annotation) if isinstance(kind, str)]
+    return f"One of: {', '.join(choices)}." if choices else ""
+
+
 def _plain(value: Any) -> str:
     return f"{value:.0f}" if isinstance(value, float) else str(value)
 

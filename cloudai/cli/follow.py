@@ -1,0 +1,60 @@
+"""Following a task: its logs to standard output as they come, why it waits to standard error, its end as an exit status."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from cloudai.cli.session import OWN_FAILURE, Session
+from cloudai.resources import TaskStatus
+
+Task = dict[str, Any]
+
+
+async def follow(session: Session, task_id: str) -> Task:
+    """Every attempt's log, from its first byte, until the task has ended; the finished task.
+
+    With `--json` standard output is for the document, and logs are left out.
+    """
+    shown = 0
+    said = ""
+    task = await session.client.task(task_id)
+    while True:
+        attempt = task["attempt"]
+        if attempt > shown and not session.json:
+            if attempt > 1:
+                click.echo(f"{task_id}: attempt {attempt}", err=True)
+            async for data in session.client.log(task_id, attempt, follow=True):
+                write(data)
+            shown = attempt
+        elif ended(task):
+            return task
+        elif task["message"] and task["message"] != said:
+            said = task["message"]
+            click.echo(f"{task_id} {task['status']}: {said}", err=True)
+        task = await session.client.changed_task(task)
+
+
+def write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def ended(task: Task) -> bool:
+    return TaskStatus(task["status"]).terminal
+
+
+def exit_status(task: Task) -> int:
+    """The task's own exit status; 125 where it ended without one that tells of failure."""
+    if task["status"] == TaskStatus.COMPLETED:
+        return 0
+    code = task["exit_code"] if task["status"] == TaskStatus.FAILED else None
+    return code or OWN_FAILURE
+
+
+def verdict(task: Task) -> str:
+    """`task-1 failed: ExitCode: …` on one line."""
+    why = ": ".join(part for part in (task["reason"], task["message"]) if part)
+    return f"{task['task_id']} {task['status']}" + (f": {why}" if why else "")

@@ -33,7 +33,8 @@ def demo_image() -> Iterator[tuple[str | None, str]]:
         elif pull(client):
             yield "busybox", "Docker answers; fetched the busybox image"
         elif is_static(BUSYBOX):
-            client.api.import_image_from_data(root_of_busybox(), *OWN_IMAGE.split(":"), changes=["ENV PATH=/bin"])
+            repository, _, tag = OWN_IMAGE.partition(":")
+            client.api.import_image_from_data(root_of_busybox(), repository, tag, changes=["ENV PATH=/bin"])
             try:
                 yield OWN_IMAGE, "Docker answers, no registry does; made an image of this machine's busybox"
             finally:

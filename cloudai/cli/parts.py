@@ -49,7 +49,8 @@ async def together(parts: Sequence[Part], stop: asyncio.Event) -> None:
             event.set()
             await asyncio.wait([task])
     finally:
-        for task in (asked, *tasks):
+        asked.cancel()
+        for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
     for result in results:

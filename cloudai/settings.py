@@ -193,7 +193,7 @@ def _sentence(wrong: ErrorDetails, flags: Mapping[str, Any]) -> str:
     form = _extra(name).get("form")
     if wrong["type"] == "string_pattern_mismatch" and form:
         return f"{place} must be {form}, not {wrong['input']!r}"
-    words = wrong["msg"].removeprefix("Input should be ").removeprefix("a ")
+    words = wrong["msg"].removeprefix("Input should be ")
     if words != wrong["msg"]:
         return f"{place} must be {words}, not {wrong['input']!r}"
     return f"{place}: {wrong['msg']}, not {wrong['input']!r}"
@@ -201,13 +201,14 @@ def _sentence(wrong: ErrorDetails, flags: Mapping[str, Any]) -> str:
 
 def refuse_unknown(environ: Mapping[str, str]) -> None:
     """Raises SettingsError for a CLOUDAI_ variable that is no setting, with the nearest name that is one."""
-    known = {variable(name) for name in Settings.model_fields}
-    for name in sorted(environ):
-        if not name.startswith(PREFIX) or name in known or name.startswith(_TEST_PREFIX):
+    names = list(Settings.model_fields)
+    known = {variable(name) for name in names}
+    for given in sorted(environ):
+        if not given.startswith(PREFIX) or given in known or given.startswith(_TEST_PREFIX):
             continue
-        near = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; docs/configuration.md lists all settings"
-        raise SettingsError(f"unknown setting {name}{hint}")
+        near = difflib.get_close_matches(given.removeprefix(PREFIX).lower(), names, n=1)
+        hint = f"did you mean {variable(near[0])}?" if near else "docs/configuration.md lists all settings"
+        raise SettingsError(f"unknown setting {given}; {hint}")
 
 
 def variable(name: str) -> str:

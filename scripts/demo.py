@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
-sys.path.insert(0, str(Path(__file__).parent))
 from demo_image import demo_image
 
 PATIENCE = 60

@@ -21,37 +21,40 @@ from cloudai.settings import Settings
 @click.option("--no-agent", is_flag=True, help="Run no tasks on this machine; agents join from elsewhere.")
 def up(no_agent: bool, **flags: Any) -> None:
     """Run the API, the controller and a worker on this machine, in the foreground."""
+    settings = _prepared(flags)
     from cloudai.cli.up import run_up
 
-    run_up(_prepared(flags), with_agent=not no_agent)
+    run_up(settings, with_agent=not no_agent)
 
 
 @click.command()
 @setting_flags("api")
 def api(**flags: Any) -> None:
     """Run the API alone; a controller and agents run elsewhere."""
+    settings = _prepared(flags)
     from cloudai.cli.serving import run_api
 
-    run_api(_prepared(flags))
+    run_api(settings)
 
 
 @click.command()
 @setting_flags("controller")
 def controller(**flags: Any) -> None:
     """Run a controller alone; of several, one leads and the others wait."""
+    settings = _prepared(flags)
     from cloudai.cli.serving import run_controller
 
-    run_controller(_prepared(flags))
+    run_controller(settings)
 
 
 @click.command()
 @setting_flags("agent")
 def agent(**flags: Any) -> None:
     """Run a worker that joins the API at --server and runs its tasks on this machine."""
-    from cloudai.cli.working import held_worker
-
     settings = _prepared(flags)
     token = _token(settings)
+    from cloudai.cli.working import held_worker
+
     with held_worker(settings) as worker:
         click.echo(f"Worker {worker.name} joins {settings.server}; runtime {worker.choice}")
         run_until_signal(worker.part(token))

@@ -1,0 +1,112 @@
+"""The command line as it reads before any server is asked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from cloudai.cli import COMMANDS, main
+from cloudai.cli.options import setting_flags
+from cloudai.settings import Settings, flag, parts, variable
+
+SERVER_LIBRARIES = {"sqlalchemy", "sqlmodel", "starlette", "uvicorn", "alembic", "cloudai.api", "cloudai.store.sql"}
+NOWHERE = "http://127.0.0.1:1"
+
+
+def cloudai(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(main, arguments, prog_name="cloudai", env=environment)
+
+
+def modules_after(code: str) -> set[str]:
+    """The modules that a fresh interpreter holds once `code` has run."""
+    script = f"import sys\n{code}\nimport json; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help(name: str) -> None:
+    result = cloudai(name, "--help")
+    assert result.exit_code == 0
+    assert "Usage: cloudai" in result.output
+
+
+def test_an_unknown_command_is_wrong_usage() -> None:
+    assert cloudai("run").exit_code == 2
+
+
+def test_every_setting_is_a_flag_of_up_but_those_that_join_another_server() -> None:
+    text = cloudai("up", "--help").output
+    for name in set(Settings.model_fields) - {"server", "token_file"}:
+        assert flag(name) in text
+        assert variable(name) in text
+
+
+@pytest.mark.parametrize("part", ["api", "controller", "agent"])
+def test_a_part_takes_the_flags_of_its_settings_only(part: str) -> None:
+    text = cloudai(part, "--help").output
+    for name in Settings.model_fields:
+        assert (f"{flag(name)} " in text or f"{flag(name)}/" in text or f"{flag(name)}\n" in text) == (
+            part in parts(name)
+        )
+
+
+def test_a_bad_flag_of_a_server_part_is_wrong_usage_in_a_sentence() -> None:
+    result = cloudai("api", "--port", "70000")
+    assert result.exit_code == 2
+    assert "--port must be less than or equal to 65535, not '70000'" in result.output
+
+
+def test_an_unknown_variable_stops_a_server_part() -> None:
+    result = cloudai("controller", CLOUDAI_PROT="1")
+    assert result.exit_code == 2
+    assert "unknown setting CLOUDAI_PROT; did you mean CLOUDAI_PORT?" in result.output
+
+
+def test_an_agent_without_a_token_is_told_how_to_get_one() -> None:
+    result = cloudai("agent")
+    assert result.exit_code == 2
+    assert "cloudai token create" in result.output
+
+
+@pytest.mark.parametrize("command", [["ps"], ["get", "task-1"], ["status"], ["submit", "-i", "busybox"]])
+def test_a_server_that_is_not_there_is_told_by_its_url_and_exit_status_3(command: list[str]) -> None:
+    result = cloudai(*command, "--server", NOWHERE)
+    assert result.exit_code == 3
+    assert NOWHERE in result.output
+    assert "cloudai up" in result.output
+
+
+def test_the_server_comes_from_the_environment() -> None:
+    assert NOWHERE in cloudai("ps", CLOUDAI_SERVER=NOWHERE).output
+
+
+def test_a_server_that_is_no_url_is_wrong_usage() -> None:
+    assert cloudai("ps", "--server", "localhost:8080").exit_code == 2
+
+
+@pytest.mark.parametrize("amount", ["nan", "inf", "much"])
+def test_an_amount_that_is_no_number_is_wrong_usage(amount: str) -> None:
+    assert cloudai("submit", "-i", "x", "--cpu", amount, "--server", NOWHERE).exit_code == 2
+
+
+def test_client_commands_load_no_server_library_and_no_settings() -> None:
+    loaded = modules_after("import cloudai.cli.submit, cloudai.cli.tasks, cloudai.cli.cluster")
+    assert not loaded & (SERVER_LIBRARIES | {"pydantic", "cloudai.settings"})
+
+
+def test_an_agent_loads_no_facade_and_no_sql() -> None:
+    assert not modules_after("import cloudai.cli.serve, cloudai.cli.working") & SERVER_LIBRARIES
+
+
+def test_flags_keep_the_order_of_the_settings() -> None:
+    @click.command()
+    @setting_flags("data_dir", "port", "host")
+    def command() -> None: ...
+
+    assert [parameter.name for parameter in command.params] == ["host", "port", "data_dir"]

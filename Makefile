@@ -17,7 +17,7 @@ up: setup  ## run all of CloudAI on this machine, in the foreground
 	@exec $(BIN)/cloudai up
 
 demo: setup  ## start CloudAI, run real tasks, show their logs, stop
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/python -m scripts.demo
 
 test: setup  ## install what the tests need and run all of them
 	@scripts/provision

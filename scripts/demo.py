@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from demo_image import demo_image
+
+from scripts.demo_image import demo_image
 
 PATIENCE = 60
 CLOUDAI = [sys.executable, "-m", "cloudai"]

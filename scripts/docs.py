@@ -50,12 +50,14 @@ def cli() -> str:
         "Exit statuses of the client commands: 0 done; 1 the server said no; 2 wrong usage; 3 no server there; 130 Ctrl-C.",
         "`submit --wait` and `wait` exit with the task's own status, or 125 where it ended without one.",
     ]
-    for name, command, context in commands(command_line, click.Context(command_line, info_name="cloudai", **_WIDTH)):
+    for name, command, context in commands(command_line, context_of(command_line, "cloudai")):
         lines += ["", f"## {name}", "", "```text", command.get_help(context).rstrip(), "```"]
     return "\n".join(lines) + "\n"
 
 
-_WIDTH = {"terminal_width": 110, "max_content_width": 110}
+def context_of(command: click.Command, name: str, parent: click.Context | None = None) -> click.Context:
+    """Help as wide as a line of the documents, whatever the terminal."""
+    return click.Context(command, parent=parent, info_name=name, terminal_width=110, max_content_width=110)
 
 
 def commands(group: click.Command, context: click.Context) -> Iterator[tuple[str, click.Command, click.Context]]:
@@ -65,7 +67,7 @@ def commands(group: click.Command, context: click.Context) -> Iterator[tuple[str
         for name in group.list_commands(context):
             command = group.get_command(context, name)
             assert command is not None
-            yield from commands(command, click.Context(command, parent=context, info_name=name, **_WIDTH))
+            yield from commands(command, context_of(command, name, context))
 
 
 def errors() -> str:

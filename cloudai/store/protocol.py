@@ -1,8 +1,8 @@
 """What a store is. One contract test suite (`tests/store/contract.py`) runs over every implementation.
 
 `TaskStore` is what clients of the API need; the facade serves it and `cloudai.client` implements it over HTTP.
-`Store` adds what the controller and the agents' endpoint need. Everything here is asynchronous and safe to call from
-many tasks of one event loop.
+`Store` adds what the facade itself, the controller and the agents' endpoint need: the API has no revisions, so watching
+the change log is no client's business. Everything here is asynchronous and safe to call from many tasks of one event loop.
 
 Errors: `CloudAIError` from `cloudai.errors`; a store that cannot be reached, written or read raises `unavailable(...)`
 and has changed nothing.
@@ -108,10 +108,6 @@ class TaskStore(Protocol):
         """WORKER_NOT_FOUND where there is none."""
         ...
 
-    async def runs_of_worker(self, worker_id: str) -> list[Run]:
-        """The live runs placed on a worker, oldest first; empty for an unknown worker."""
-        ...
-
     async def totals(self) -> Mapping[TaskStatus, int]:
         """How many tasks have each status: kept, not counted."""
         ...
@@ -125,13 +121,6 @@ class TaskStore(Protocol):
 
     async def wait_log(self, task_id: str, attempt: int | None, beyond: int, timeout: float) -> None:
         """Return when more than `beyond` bytes may be stored or the attempt may have ended, or after `timeout` seconds."""
-        ...
-
-    def watch(self, since: int | None = None) -> AsyncIterator[Sequence[Change]]:
-        """Batches of changes after revision `since` (None: from now on), in order, without gaps, for ever.
-
-        Raises Pruned when `since` is not in the log any more.
-        """
         ...
 
 
@@ -204,6 +193,19 @@ class Store(TaskStore, Protocol):
     @property
     def cluster_id(self) -> str:
         """Made once with the database; labels every container."""
+        ...
+
+    # -- what the facade needs beyond what it offers
+
+    async def runs_of_worker(self, worker_id: str) -> list[Run]:
+        """The live runs placed on a worker, oldest first; empty for an unknown worker."""
+        ...
+
+    def watch(self, since: int | None = None) -> AsyncIterator[Sequence[Change]]:
+        """Batches of changes after revision `since` (None: from now on), in order, without gaps, for ever.
+
+        Raises Pruned when `since` is not in the log any more.
+        """
         ...
 
     # -- the controller's side

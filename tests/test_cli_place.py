@@ -28,10 +28,12 @@ def test_a_data_directory_is_made_for_its_user_only(tmp_path: Path) -> None:
 
 def test_a_data_directory_serves_one_process_of_a_role_at_a_time(tmp_path: Path) -> None:
     settings = load({"data_dir": tmp_path})
+    again = held_data_dir(settings, "agent a")
     with held_data_dir(settings, "up"), held_data_dir(settings, "agent a"), held_data_dir(settings, "agent b"):
-        with pytest.raises(StartRefused, match="another `cloudai agent a`"), held_data_dir(settings, "agent a"):
-            pass
-    with held_data_dir(settings, "up"):
+        with pytest.raises(StartRefused) as refused:
+            again.__enter__()
+        assert "another `cloudai agent a`" in str(refused.value)
+    with held_data_dir(settings, "agent a"):
         pass
 
 
@@ -44,9 +46,8 @@ def test_port_0_takes_a_free_one() -> None:
 
 
 def test_a_taken_port_is_refused() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(StartRefused, match="--port"):
-            listen(load({"port": taken.getsockname()[1]}))
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(StartRefused, match="--port"):
+        listen(load({"port": taken.getsockname()[1]}))
 
 
 def test_a_host_that_is_none_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -129,4 +130,4 @@ def _short(text: str, width: int) -> str:
 
 
 def _value(value: Any) -> str:
-    return " ".join(value) if isinstance(value, list) else str(value)
+    return shlex.join(value) if isinstance(value, list) else str(value)

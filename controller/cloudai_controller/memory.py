@@ -1,0 +1,69 @@
+"""Brings the view up to date with the store: all of it once, then the keys that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cloudai.resources import Run, Task, TaskStatus, run_id
+from cloudai.store.protocol import Store
+from cloudai_controller.feed import Keys
+from cloudai_controller.state import Terms, View
+
+
+async def load(store: Store, terms: Terms, now: int) -> tuple[View, int]:
+    """Everything active, and the revision it was read at."""
+    snapshot = await store.snapshot()
+    view = View(terms, now)
+    for worker in snapshot.workers.values():
+        view.put_worker(worker)
+    for task in snapshot.tasks.values():
+        view.put_task(task)
+    for run in snapshot.runs.values():
+        view.put_run(run)
+    ended = [key for task in view.tasks.values() if (key := _current(task)) and key not in snapshot.runs]
+    if ended:
+        for run in (await store.get_runs(ended)).values():
+            view.put_run(run)
+    return view, snapshot.revision
+
+
+def _current(task: Task) -> str | None:
+    placed = task.status in (TaskStatus.PENDING, TaskStatus.RUNNING)
+    return run_id(task.task_id, task.attempt) if placed else None
+
+
+async def read(store: Store, view: View, keys: Keys) -> None:
+    """Look at the changed keys. Tasks go first: a run that has ended is kept only for its task."""
+    if keys.tasks:
+        tasks = await store.get_tasks(keys.tasks)
+        for task_id in keys.tasks:
+            if task_id in tasks:
+                view.put_task(tasks[task_id])
+            else:
+                view.drop_task(task_id)
+    if keys.runs:
+        runs = await store.get_runs(keys.runs)
+        for key in keys.runs:
+            if key in runs:
+                view.put_run(runs[key])
+            else:
+                view.drop_run(key.rpartition("-")[0], key)
+    if keys.workers:
+        await refresh(store, view, keys.workers)
+
+
+async def refresh(store: Store, view: View, worker_ids: list[str] | None = None) -> None:
+    """Read workers again (None: all), since a heartbeat leaves no change in the log."""
+    for worker in (await store.get_workers(worker_ids)).values():
+        view.put_worker(worker)
+
+
+def keys_of(groups: Iterable[tuple[Task | Run, ...]]) -> Keys:
+    """Where to look after a refusal: the tasks and runs of the refused groups, and the runs' tasks."""
+    keys = Keys([], [], [])
+    for group in groups:
+        for item in group:
+            keys.tasks.append(item.task_id)
+            if isinstance(item, Run):
+                keys.runs.append(item.run_id)
+    return Keys(list(dict.fromkeys(keys.tasks)), list(dict.fromkeys(keys.runs)), [])

@@ -1,0 +1,280 @@
+"""The controller's view: everything that is active, in memory, with the indices that make a pass cost what has changed.
+
+The loop feeds it values read from the store (`put_…`, `drop_…`); `plan` only reads it. After a pass, `settle` takes down
+what the pass has proven, so that the next one does not prove it again:
+
+* `dirty`: tasks to look at again,
+* `fresh`: shapes with a task that no pass has tried yet; every other queued shape is known to fit nowhere,
+* `gained`: workers that may have more room than at the last pass, so that known shapes are tried there again,
+* `hold`: which worker drains for which large task.
+
+Finished tasks and ended runs leave it at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from cloudai.resources import Resources, Run, Task, TaskSpec, TaskStatus, Worker, run_id
+from cloudai_controller.queues import AgeQueue
+from cloudai_controller.rooms import Room, Rooms
+
+_SHARED = 10_000  # how many different values are kept for sharing
+_NO_RUNS: Mapping[str, Run] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The rules of time, in ms. `lease` None: a silent worker is never given up."""
+
+    heartbeat: int
+    lease: int | None
+    margin: int  # between the agent's own lease and the verdict here: it stops its containers in this time
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Nothing younger than the task goes to the worker: it drains for the task."""
+
+    task_id: str
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a pass has proven. `complete` is False where it ended at its limit before every shape was tried."""
+
+    at: int
+    unfit: frozenset[Resources]
+    hold: Hold | None
+    complete: bool
+    expiry: int | None  # the earliest time a silent worker can count as lost
+
+
+class View:
+    """See the module. `observing_since` is when this controller began to watch without a gap, in ms."""
+
+    def __init__(self, terms: Terms, observing_since: int) -> None:
+        self.terms = terms
+        self.observing_since = observing_since
+        self.tasks: dict[str, Task] = {}
+        self.workers: dict[str, Worker] = {}
+        self.rooms = Rooms()
+        self.queues: dict[Resources, AgeQueue] = {}
+        self.queued = 0
+        self.dirty: set[str] = set()
+        self.fresh: set[Resources] = set()
+        self.gained: set[str] = set()
+        self.hold: Hold | None = None
+        self.expiry: int | None = 0
+        self._runs: dict[str, dict[str, Run]] = {}  # of a task: live ones, and the current one even when it has ended
+        self._held: dict[str, dict[str, Run]] = {}  # live ones of a worker
+        self._specs: dict[TaskSpec, TaskSpec] = {}
+        self._shapes: dict[Resources, Resources] = {}
+        self._settled_at = observing_since
+
+    # -- reading
+
+    def runs_of(self, task_id: str) -> Mapping[str, Run]:
+        """The task's live runs, and its current one even when it has ended, by run id."""
+        return self._runs.get(task_id, _NO_RUNS)
+
+    def runs_on(self, worker_id: str) -> Mapping[str, Run]:
+        """The live runs of a worker, by run id."""
+        return self._held.get(worker_id, _NO_RUNS)
+
+    def busy_workers(self) -> Iterable[str]:
+        """Workers with live runs, whether or not they are known."""
+        return self._held.keys()
+
+    def active(self, worker_id: str, now: int) -> bool:
+        worker = self.workers.get(worker_id)
+        return worker is not None and worker.active(now, self.terms.heartbeat)
+
+    def expires(self, worker_id: str) -> int | None:
+        """From when on the worker counts as lost, if it stays silent; None for never."""
+        if self.terms.lease is None:
+            return None
+        worker = self.workers.get(worker_id)
+        heard = max(worker.last_heartbeat if worker else 0, self.observing_since)
+        return heard + self.terms.lease + self.terms.margin + 1
+
+    @property
+    def settled(self) -> bool:
+        """True when nothing has changed that a pass has not seen."""
+        return not (self.dirty or self.fresh or self.gained)
+
+    # -- feeding
+
+    def put_task(self, task: Task) -> None:
+        """Take a task as stored; an older version than the known one changes nothing."""
+        known = self.tasks.get(task.task_id)
+        if known is not None:
+            if known.version > task.version:
+                return
+            self._dequeue(known)
+        if task.status.terminal:
+            self.drop_task(task.task_id)
+            return
+        task = self._shared(task)
+        self.tasks[task.task_id] = task
+        if task.status is TaskStatus.QUEUED:
+            self._enqueue(task)
+        if task.status is not TaskStatus.QUEUED or task.cancel_requested or task.task_id in self._runs:
+            self._forget_old_runs(task)
+            self.dirty.add(task.task_id)
+
+    def drop_task(self, task_id: str) -> None:
+        """The task is finished or gone."""
+        known = self.tasks.pop(task_id, None)
+        if known is not None:
+            self._dequeue(known)
+        self.dirty.discard(task_id)
+        runs = self._runs.get(task_id)
+        if runs is None:
+            return
+        for key in [key for key, run in runs.items() if run.phase.terminal]:
+            del runs[key]
+        if runs:
+            self.dirty.add(task_id)
+        else:
+            del self._runs[task_id]
+
+    def put_run(self, run: Run) -> None:
+        """Take a run as stored; an older version than the known one changes nothing."""
+        key = run.run_id
+        known = self.runs_of(run.task_id).get(key)
+        if known is not None:
+            if known.version > run.version:
+                return
+            self._give_back(known)
+        task = self.tasks.get(run.task_id)
+        if not run.phase.terminal:
+            self._take(run)
+        if not run.phase.terminal or (task is not None and task.attempt == run.attempt and _placed(task)):
+            self._runs.setdefault(run.task_id, {})[key] = run
+        elif known is not None:
+            self._remove_run(known)
+        self.dirty.add(run.task_id)
+
+    def drop_run(self, task_id: str, key: str) -> None:
+        """The run is not stored any more."""
+        known = self.runs_of(task_id).get(key)
+        if known is not None:
+            self._give_back(known)
+            self._remove_run(known)
+            self.dirty.add(task_id)
+
+    def put_worker(self, worker: Worker) -> None:
+        known = self.workers.get(worker.worker_id)
+        self.workers[worker.worker_id] = worker
+        if known is None or known.capacity != worker.capacity:
+            room = Room.of(worker)
+            for run in self.runs_on(worker.worker_id).values():
+                room = room.less(run.resources, run.gpus)
+            self.rooms.put(room)
+            self.gained.add(worker.worker_id)
+        elif self._may_be_back(known, worker):
+            self.gained.add(worker.worker_id)
+
+    def observe_from(self, now: int) -> None:
+        """After a gap nobody is lost before a whole lease has passed from `now`."""
+        self.observing_since = now
+
+    def reconsider(self, worker_id: str) -> None:
+        """A placement there was refused: its room is free after all."""
+        self.gained.add(worker_id)
+
+    def settle(self, found: Findings) -> None:
+        """Take down what a pass has proven; call before feeding what its actions changed."""
+        self._settled_at = found.at
+        self.dirty.clear()
+        self.fresh -= found.unfit
+        self.expiry = found.expiry
+        before, self.hold = self.hold, found.hold
+        if found.complete:
+            self.gained.clear()
+        elif before and (found.hold is None or found.hold.worker_id != before.worker_id):
+            self.gained.add(before.worker_id)
+
+    # -- inside
+
+    def _may_be_back(self, known: Worker, worker: Worker) -> bool:
+        """It counted as inactive at the last pass, and may count as active at the next."""
+        news = worker.last_heartbeat > known.last_heartbeat or not known.ready
+        return worker.ready and news and not known.active(self._settled_at, self.terms.heartbeat)
+
+    def _enqueue(self, task: Task) -> None:
+        shape = task.spec.resources
+        queue = self.queues.get(shape)
+        if queue is None:
+            queue = self.queues[shape] = AgeQueue()
+        queue.put(task)
+        # What is true of the oldest of a shape is true of those behind it.
+        if queue.head is task:
+            self.fresh.add(shape)
+        self.queued += 1
+
+    def _dequeue(self, task: Task) -> None:
+        if task.status is not TaskStatus.QUEUED:
+            return
+        queue = self.queues[task.spec.resources]
+        queue.drop(task)
+        self.queued -= 1
+        if not queue:
+            del self.queues[task.spec.resources]
+            self.fresh.discard(task.spec.resources)
+
+    def _take(self, run: Run) -> None:
+        held = self._held.setdefault(run.worker_id, {})
+        held[run.run_id] = run
+        room = self.rooms.get(run.worker_id)
+        if room is not None:
+            self.rooms.put(room.less(run.resources, run.gpus))
+        expiry = self.expires(run.worker_id)
+        if expiry is not None and (self.expiry is None or expiry < self.expiry):
+            self.expiry = expiry
+
+    def _give_back(self, run: Run) -> None:
+        if run.phase.terminal:
+            return
+        held = self._held[run.worker_id]
+        del held[run.run_id]
+        if not held:
+            del self._held[run.worker_id]
+        room = self.rooms.get(run.worker_id)
+        if room is not None:
+            self.rooms.put(room.more(run.resources, run.gpus))
+            self.gained.add(run.worker_id)
+
+    def _remove_run(self, run: Run) -> None:
+        runs = self._runs[run.task_id]
+        del runs[run.run_id]
+        if not runs:
+            del self._runs[run.task_id]
+
+    def _forget_old_runs(self, task: Task) -> None:
+        current = run_id(task.task_id, task.attempt) if _placed(task) else None
+        for key, run in list(self.runs_of(task.task_id).items()):
+            if run.phase.terminal and key != current:
+                self._remove_run(run)
+
+    def _shared(self, task: Task) -> Task:
+        """The same task with what many tasks have in common held once."""
+        spec = self._specs.get(task.spec)
+        if spec is None:
+            if len(self._specs) >= _SHARED:
+                self._specs.clear()
+            if len(self._shapes) >= _SHARED:
+                self._shapes.clear()
+            amounts = self._shapes.setdefault(task.spec.resources, task.spec.resources)
+            user_id, image = sys.intern(task.spec.user_id), sys.intern(task.spec.image)
+            spec = replace(task.spec, user_id=user_id, image=image, resources=amounts)
+            self._specs[spec] = spec
+        return task if spec is task.spec else replace(task, spec=spec)
+
+
+def _placed(task: Task) -> bool:
+    return task.status in (TaskStatus.PENDING, TaskStatus.RUNNING)

@@ -14,7 +14,7 @@ setup: .venv/installed  ## make .venv with everything for users and developers
 	@touch $@
 
 up: setup  ## run all of CloudAI on this machine, in the foreground
-	@exec $(BIN)/cloudai up
+	@exec $(BIN)/cloudai up $(ARGS)
 
 demo: setup  ## start CloudAI, run real tasks, show their logs, stop
 	@$(BIN)/python -m scripts.demo

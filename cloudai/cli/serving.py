@@ -54,7 +54,7 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
         make_dir(settings.data_dir)
     try:
         store = await open_store(settings.url)
-    except (CloudAIError, SQLAlchemyError, OSError) as error:
+    except (CloudAIError, SQLAlchemyError, OSError, ValueError) as error:
         raise StartRefused(f"cannot open the store {shown(settings.url)}: {_first_line(error)}") from error
     try:
         yield store

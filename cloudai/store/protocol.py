@@ -279,6 +279,10 @@ class Store(TaskStore, Protocol):
         """
         ...
 
+    async def log_ends(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """How many bytes of each attempt's log are durable."""
+        ...
+
     # -- join tokens
 
     async def add_token(self, digest: bytes, name: str) -> None: ...

@@ -1,0 +1,168 @@
+"""How a watcher learns that the store changed: at once from this process's own commits, soon from another's.
+
+A signal carries no contents. Own commits are kept for a while, so that a watcher in this process reads no database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import psycopg
+
+from cloudai.store.protocol import Change
+
+log = logging.getLogger("cloudai.store")
+
+REPAIR_SECONDS = 1.0  # how long a lost signal may go unnoticed
+POLL_SECONDS = 0.005  # how often SQLite is asked whether another process wrote
+KEPT = 10_000  # changes kept in memory
+
+
+class Source(Protocol):
+    """Tells of commits of other processes, from `start` until `close`."""
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Signals:
+    """Wakes who waits for a revision or for a task's log. All methods belong to the event loop."""
+
+    def __init__(self) -> None:
+        self._recent: deque[Change] = deque(maxlen=KEPT)
+        self._any: set[asyncio.Future[None]] = set()
+        self._logs: dict[str, set[asyncio.Future[None]]] = {}
+
+    def committed(self, changes: Sequence[Change], task_ids: Collection[str]) -> None:
+        """This process committed these changes, and bytes to the logs of these tasks."""
+        if changes:
+            if self._recent and self._recent[-1].revision + 1 != changes[0].revision:
+                self._recent.clear()  # another process wrote in between
+            self._recent.extend(changes)
+            _wake(self._any)
+        for task_id in {*task_ids, *(change.key for change in changes)}:
+            # A run's key begins with its task's: an attempt that ends completes a log.
+            for key in (task_id, task_id.rpartition("-")[0]):
+                if key in self._logs:
+                    _wake(self._logs[key])
+
+    def foreign(self) -> None:
+        """Another process may have written anything."""
+        _wake(self._any)
+        for waiting in self._logs.values():
+            _wake(waiting)
+
+    def after(self, revision: int) -> list[Change] | None:
+        """The changes after `revision`, where memory holds the very next one."""
+        recent = self._recent
+        if not recent or not recent[0].revision <= revision + 1 <= recent[-1].revision:
+            return None
+        skip = revision + 1 - recent[0].revision
+        return [recent[index] for index in range(skip, len(recent))]
+
+    async def change(self, timeout: float) -> None:
+        """Wait until something changed, at most `timeout` seconds."""
+        await _wait(self._any, timeout)
+
+    async def log(self, task_id: str, timeout: float) -> None:
+        """Wait until a task or its log may have changed, at most `timeout` seconds."""
+        waiting = self._logs.setdefault(task_id, set())
+        try:
+            await _wait(waiting, timeout)
+        finally:
+            if not waiting:
+                self._logs.pop(task_id, None)
+
+
+def _wake(waiting: set[asyncio.Future[None]]) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(None)
+
+
+async def _wait(waiting: set[asyncio.Future[None]], timeout: float) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting.add(future)
+    try:
+        await asyncio.wait([future], timeout=timeout)
+    finally:
+        waiting.discard(future)
+
+
+class SqlitePoll:
+    """Asks SQLite for `PRAGMA data_version`, which another connection's commit changes: a look at shared memory."""
+
+    def __init__(self, file: Path, changed: Callable[[], None]) -> None:
+        self._file = file
+        self._changed = changed
+        self._connection: sqlite3.Connection | None = None
+        self._version: object = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tick()
+
+    def close(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        if self._connection:
+            self._connection.close()
+
+    def _tick(self) -> None:
+        try:
+            if self._connection is None:
+                self._connection = sqlite3.connect(f"file:{self._file.absolute()}?mode=ro", uri=True, timeout=0)
+            version = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:
+            version = None  # the repair pass of every waiter covers what is missed
+        if version != self._version:
+            self._version = version
+            self._changed()
+        self._timer = self._loop.call_later(POLL_SECONDS, self._tick)
+
+
+class PostgresListener:
+    """LISTENs in a thread of its own, and connects again when the connection is lost."""
+
+    def __init__(self, url: str, changed: Callable[[], None]) -> None:
+        self._url = url.replace("postgresql+psycopg://", "postgresql://", 1)
+        self._changed = changed
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="store-listener", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with psycopg.connect(self._url, autocommit=True, connect_timeout=5) as connection:
+                    connection.execute("LISTEN cloudai")
+                    connection.execute("LISTEN cloudai_log")
+                    self._tell()  # whatever was told while nobody listened
+                    while not self._stopping.is_set():
+                        for _ in connection.notifies(timeout=0.5, stop_after=1):
+                            self._tell()
+            except psycopg.Error as error:
+                log.warning("lost the database's notifications, connecting again: %s", str(error).strip())
+                self._stopping.wait(REPAIR_SECONDS)
+
+    def _tell(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._changed)
+        except RuntimeError:
+            self._stopping.set()  # the event loop has ended

@@ -1,0 +1,89 @@
+"""One write transaction: the statements of all operations that share a commit, and the change log and totals they leave."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from cloudai.store.protocol import Change, Kind
+from cloudai.store.tables import GLOBAL_USER
+
+CHUNK = 500  # keys in one IN (…)
+
+
+class Transaction:
+    """Begins by taking the revision counter, so that transactions that write are ordered like their revisions."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.postgres = connection.dialect.name == "postgresql"
+        lock = " FOR UPDATE" if self.postgres else ""
+        row = self.one(f"SELECT value FROM counters WHERE name = 'revision'{lock}")
+        assert row is not None
+        self.revision: int = row[0]
+        self.changes: list[Change] = []
+        self.totals: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.logs: set[str] = set()  # ids of tasks whose logs grew
+
+    def all(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Any]:
+        return self.connection.exec_driver_sql(self._sql(sql), tuple(values)).fetchall()
+
+    def one(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        return self.connection.exec_driver_sql(self._sql(sql), tuple(values)).fetchone()
+
+    def run(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """Execute one statement; how many rows it touched."""
+        return self.connection.exec_driver_sql(self._sql(sql), tuple(values)).rowcount
+
+    def many(self, sql: str, rows: list[tuple[Any, ...]]) -> None:
+        """Execute one statement for each row of values."""
+        if rows:
+            self.connection.exec_driver_sql(self._sql(sql), rows)
+
+    def among(self, sql: str, keys: Iterable[Any]) -> list[Any]:
+        """Rows of a SELECT whose text has `IN (KEYS)`, for any number of keys."""
+        found: list[Any] = []
+        wanted = list(keys)
+        for start in range(0, len(wanted), CHUNK):
+            part = wanted[start : start + CHUNK]
+            found += self.all(sql.replace("KEYS", ", ".join("?" * len(part))), part)
+        return found
+
+    def _sql(self, sql: str) -> str:
+        return sql.replace("?", "%s") if self.postgres else sql
+
+    def change(self, kind: Kind, key: str, event: str) -> None:
+        """Note that something changed; its revision is the next one."""
+        self.revision += 1
+        self.changes.append(Change(self.revision, kind, key, event))
+
+    def count(self, user_id: str, before: str | None, after: str | None) -> None:
+        """Move one task of a user from one status to another in the kept totals (None: from or to nowhere)."""
+        if before == after:
+            return
+        for status, step in ((before, -1), (after, 1)):
+            if status is not None:
+                self.totals[user_id, status] += step
+                self.totals[GLOBAL_USER, status] += step
+
+    def finish(self) -> None:
+        """Write what the operations left behind; the commit comes next."""
+        if self.changes:
+            self.run("UPDATE counters SET value = ? WHERE name = 'revision'", (self.revision,))
+            self.many(
+                "INSERT INTO changes (revision, kind, key, event) VALUES (?, ?, ?, ?)",
+                [(change.revision, change.kind.value, change.key, change.event) for change in self.changes],
+            )
+        self.many(
+            "INSERT INTO totals (user_id, status, count) VALUES (?, ?, ?)"
+            " ON CONFLICT (user_id, status) DO UPDATE SET count = totals.count + excluded.count",
+            [(user, status, step) for (user, status), step in self.totals.items() if step],
+        )
+        if self.postgres:
+            if self.changes:
+                self.run("SELECT pg_notify('cloudai', '')")
+            for task_id in self.logs:
+                self.run("SELECT pg_notify('cloudai_log', ?)", (task_id,))

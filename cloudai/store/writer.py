@@ -1,0 +1,152 @@
+"""The one thread that writes. Operations wait in a queue; what has gathered while the last commit was under way shares the
+next one. A caller hears of its operation only after the commit that holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine
+
+from cloudai.errors import unavailable
+from cloudai.store.engine import Vanished, translated
+from cloudai.store.transaction import Transaction
+
+log = logging.getLogger("cloudai.store")
+
+MAX_BATCH = 512
+P = TypeVar("P")
+R = TypeVar("R")
+
+# Applies many operations of one kind in a transaction. An outcome that is an exception refuses that operation alone; it
+# must not have written anything.
+Apply = Callable[[Transaction, Sequence[P]], Sequence[R | Exception]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    apply: Apply[Any, Any]
+    payload: Any
+    future: asyncio.Future[Any]
+
+
+class Writer:
+    """`committed` is called in the writer's thread after each commit that changed something."""
+
+    def __init__(self, engine: Engine, file: Path | None, committed: Callable[[Transaction], None]) -> None:
+        self._engine = engine
+        self._file = file
+        self._inode = _inode(file)
+        self._committed = committed
+        self._queue: SimpleQueue[_Operation | None] = SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    async def write(self, apply: Apply[P, R], payload: P) -> R:
+        """The operation's outcome, once durable; raises what refused it, or `unavailable`."""
+        if self._closed:
+            raise unavailable("the store is closed")
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._queue.put(_Operation(apply, payload, future))
+        return await future
+
+    def close(self) -> None:
+        """Commit what is queued and end the thread."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join()
+            self._engine.dispose()
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch, last = self._gather(first)
+            self._answer(batch, self._outcomes(batch))
+            if last:
+                return
+
+    def _gather(self, first: _Operation) -> tuple[list[_Operation], bool]:
+        batch = [first]
+        while len(batch) < MAX_BATCH:
+            try:
+                operation = self._queue.get_nowait()
+            except Empty:
+                break
+            if operation is None:
+                return batch, True
+            batch.append(operation)
+        return batch, False
+
+    def _outcomes(self, batch: list[_Operation]) -> list[Any]:
+        try:
+            return self._commit(batch)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the callers, and the thread goes on
+            refusal = translated(error)
+            if refusal is not None:
+                log.warning("the store cannot be written: %s", refusal.details.get("reason", refusal))
+                self._engine.dispose()  # the next batch connects anew
+                return [refusal] * len(batch)
+            if len(batch) == 1:
+                return [error]
+            # A mistake in one operation must not refuse those that happened to share its commit.
+            return [outcome for operation in batch for outcome in self._outcomes([operation])]
+
+    def _commit(self, batch: list[_Operation]) -> list[Any]:
+        kinds: dict[Apply[Any, Any], list[int]] = {}
+        for index, operation in enumerate(batch):
+            kinds.setdefault(operation.apply, []).append(index)
+        outcomes: list[Any] = [None] * len(batch)
+        self._same_file()
+        with self._engine.begin() as connection:
+            transaction = Transaction(connection)
+            for apply, indices in kinds.items():
+                results = apply(transaction, [batch[index].payload for index in indices])
+                for index, result in zip(indices, results, strict=True):
+                    outcomes[index] = result
+            transaction.finish()
+            self._same_file()
+        if transaction.changes or transaction.logs:
+            self._committed(transaction)
+        return outcomes
+
+    def _same_file(self) -> None:
+        # SQLite goes on writing to a file that was deleted; nobody would ever read that again.
+        if self._file and _inode(self._file) != self._inode:
+            raise Vanished(f"the database file {self._file} was removed or replaced; put it back or restart")
+
+    def _answer(self, batch: list[_Operation], outcomes: list[Any]) -> None:
+        loops = {operation.future.get_loop() for operation in batch}
+        for loop in loops:
+            mine = [pair for pair in zip(batch, outcomes, strict=True) if pair[0].future.get_loop() is loop]
+            try:
+                loop.call_soon_threadsafe(_resolve, mine)
+            except RuntimeError:  # that loop has ended; nobody waits any more
+                log.debug("an event loop ended before its writes were answered")
+
+
+def _resolve(pairs: list[tuple[_Operation, Any]]) -> None:
+    for operation, outcome in pairs:
+        if operation.future.done():
+            continue
+        if isinstance(outcome, Exception):
+            operation.future.set_exception(outcome)
+        else:
+            operation.future.set_result(outcome)
+
+
+def _inode(file: Path | None) -> int | None:
+    if file is None:
+        return None
+    try:
+        return os.stat(file).st_ino
+    except FileNotFoundError:
+        return None

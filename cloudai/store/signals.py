@@ -6,19 +6,13 @@ A signal carries no contents. Own commits are kept for a while, so that a watche
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
-import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import psycopg
-
 from cloudai.store.protocol import Change
-
-log = logging.getLogger("cloudai.store")
 
 REPAIR_SECONDS = 1.0  # how long a lost signal may go unnoticed
 POLL_SECONDS = 0.005  # how often SQLite is asked whether another process wrote
@@ -128,41 +122,3 @@ class SqlitePoll:
             self._version = version
             self._changed()
         self._timer = self._loop.call_later(POLL_SECONDS, self._tick)
-
-
-class PostgresListener:
-    """LISTENs in a thread of its own, and connects again when the connection is lost."""
-
-    def __init__(self, url: str, changed: Callable[[], None]) -> None:
-        self._url = url.replace("postgresql+psycopg://", "postgresql://", 1)
-        self._changed = changed
-        self._stopping = threading.Event()
-
-    def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="store-listener", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                with psycopg.connect(self._url, autocommit=True, connect_timeout=5) as connection:
-                    connection.execute("LISTEN cloudai")
-                    connection.execute("LISTEN cloudai_log")
-                    self._tell()  # whatever was told while nobody listened
-                    while not self._stopping.is_set():
-                        for _ in connection.notifies(timeout=0.5, stop_after=1):
-                            self._tell()
-            except psycopg.Error as error:
-                log.warning("lost the database's notifications, connecting again: %s", str(error).strip())
-                self._stopping.wait(REPAIR_SECONDS)
-
-    def _tell(self) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._changed)
-        except RuntimeError:
-            self._stopping.set()  # the event loop has ended

@@ -28,7 +28,7 @@ from cloudai.store.protocol import (
     TaskPage,
     TaskQuery,
 )
-from cloudai.store.signals import REPAIR_SECONDS, PostgresListener, Signals, Source, SqlitePoll
+from cloudai.store.signals import REPAIR_SECONDS, Signals, Source, SqlitePoll
 from cloudai.store.transaction import Transaction
 from cloudai.store.writer import Writer
 
@@ -66,9 +66,7 @@ class SqlStore:
         self._writer = Writer(writing_engine(url), file, self._committed)
         self._points: dict[int, asyncio.Future[Task | None]] = {}
         self._point_reader: asyncio.Task[None] | None = None
-        self._source: Source = (
-            SqlitePoll(file, self._signals.foreign) if file else PostgresListener(url, self._signals.foreign)
-        )
+        self._source = _source(url, self._signals.foreign)
         self.cluster_id = ""
 
     async def start(self) -> None:
@@ -258,3 +256,12 @@ class SqlStore:
 
     async def ping(self) -> None:
         await self._writer.write(upkeep.touch, self._now())
+
+
+def _source(url: str, changed: Callable[[], None]) -> Source:
+    file = sqlite_file(url)
+    if file is not None:
+        return SqlitePoll(file, changed)
+    from cloudai.store.listen import PostgresListener  # its library comes with the extra `postgres` only
+
+    return PostgresListener(url, changed)

@@ -16,6 +16,7 @@ class Code(StrEnum):
     INVALID_REQUEST = "INVALID_REQUEST"
     UNAUTHORIZED = "UNAUTHORIZED"
     FORBIDDEN_HOST = "FORBIDDEN_HOST"
+    FORBIDDEN_ORIGIN = "FORBIDDEN_ORIGIN"
     TASK_NOT_FOUND = "TASK_NOT_FOUND"
     WORKER_NOT_FOUND = "WORKER_NOT_FOUND"
     ATTEMPT_NOT_FOUND = "ATTEMPT_NOT_FOUND"
@@ -35,6 +36,7 @@ HTTP_STATUS: Mapping[Code, int] = {
     Code.INVALID_REQUEST: 400,
     Code.UNAUTHORIZED: 401,
     Code.FORBIDDEN_HOST: 403,
+    Code.FORBIDDEN_ORIGIN: 403,
     Code.TASK_NOT_FOUND: 404,
     Code.WORKER_NOT_FOUND: 404,
     Code.ATTEMPT_NOT_FOUND: 404,
@@ -55,6 +57,7 @@ MEANING: Mapping[Code, str] = {
     Code.INVALID_REQUEST: "A field, query parameter or the JSON itself is wrong; `details` names the `field` and the `reason`.",
     Code.UNAUTHORIZED: "An agent's join token is missing or unknown.",
     Code.FORBIDDEN_HOST: "The Host header is not one of a server bound to loopback; see `CLOUDAI_ALLOWED_HOSTS`.",
+    Code.FORBIDDEN_ORIGIN: "A browser sent this for a page of another site; see `CLOUDAI_ALLOWED_HOSTS`.",
     Code.TASK_NOT_FOUND: "There is no such task, or retention removed it.",
     Code.WORKER_NOT_FOUND: "No worker of this name has ever joined.",
     Code.ATTEMPT_NOT_FOUND: "The task has no such attempt, or has not been placed yet.",

@@ -1,0 +1,92 @@
+"""Why a queued task waits, in words: a pure function of the wish, the workers and the time.
+
+Nothing of it is stored: it is computed when somebody asks, so it is never out of date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cloudai.resources import GIB, Reason, Resources, Task, WorkerState, gpu_shares
+
+NAMED = 4  # workers named in one message; the rest are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    reason: Reason
+    message: str
+
+
+def explain(task: Task, workers: Sequence[WorkerState], now: int, heartbeat_ms: int) -> Waiting:
+    """What keeps `task` from its start. A task that waits for another attempt also says why the last one ended."""
+    waiting = explain_wish(task.spec.resources, workers, now, heartbeat_ms)
+    if task.message:
+        return Waiting(waiting.reason, f"{task.message} {waiting.message}")
+    return waiting
+
+
+def explain_wish(wish: Resources, workers: Sequence[WorkerState], now: int, heartbeat_ms: int) -> Waiting:
+    active = [state for state in workers if state.worker.active(now, heartbeat_ms)]
+    if not active:
+        return Waiting(Reason.NO_WORKERS, _nobody(len(workers)))
+    if not any(_fits_whole(wish, state) for state in active):
+        return Waiting(Reason.TOO_LARGE, _too_large(wish, active))
+    shortfalls = [(_shortfall(wish, state), state) for state in active if _fits_whole(wish, state)]
+    room = [state.worker.worker_id for short, state in shortfalls if not short]
+    if room:
+        text = f"{room[0]} has room: the task starts there at the next turn, unless an older task waits for that room."
+        return Waiting(Reason.WAITING_FOR_CAPACITY, text)
+    nearest = sorted(shortfalls, key=lambda pair: (len(pair[0]), pair[1].worker.worker_id))
+    named = "; ".join(
+        f"{state.worker.worker_id} lacks {' and '.join(short)} ({state.runs} tasks hold room there)"
+        for short, state in nearest[:NAMED]
+    )
+    return Waiting(Reason.WAITING_FOR_CAPACITY, f"Waits for room: {named}{_others(len(nearest))}.")
+
+
+def _nobody(known: int) -> str:
+    if known:
+        return f"No worker is active: none of the {known} known ones has been heard of lately or can start containers."
+    return "No worker has joined: start an agent with `cloudai agent`."
+
+
+def _fits_whole(wish: Resources, state: WorkerState) -> bool:
+    """Whether the worker could hold the wish if nothing else ran there."""
+    return wish.within(state.worker.capacity)
+
+
+def _too_large(wish: Resources, active: Sequence[WorkerState]) -> str:
+    near = sorted(active, key=lambda state: (len(_over(wish, state.worker.capacity)), state.worker.worker_id))
+    named = "; ".join(
+        f"{state.worker.worker_id} is too small by {' and '.join(_over(wish, state.worker.capacity))}"
+        for state in near[:NAMED]
+    )
+    return f"It asks for more than any worker has: {named}{_others(len(near))}. It starts when a larger worker joins."
+
+
+def _shortfall(wish: Resources, state: WorkerState) -> list[str]:
+    """What is short now, each with its amount; empty when the task would fit."""
+    short = _over(wish, state.available)
+    if wish.gpu and wish.gpu <= state.available.gpu and gpu_shares(wish.gpu, list(state.gpu_free)) is None:
+        short.append(f"a GPU device with enough left in one piece for {wish.gpu / 1000:g}")
+    return short
+
+
+def _over(wish: Resources, room: Resources) -> list[str]:
+    lacks = wish - room
+    words = []
+    if lacks.cpu > 0:
+        words.append(f"{lacks.cpu / 1000:g} CPU")
+    if lacks.memory > 0:
+        words.append(f"{lacks.memory / GIB:.3g} GiB memory")
+    if lacks.storage > 0:
+        words.append(f"{lacks.storage / GIB:.3g} GiB storage")
+    if lacks.gpu > 0:
+        words.append(f"{lacks.gpu / 1000:g} GPU")
+    return words
+
+
+def _others(count: int) -> str:
+    return f"; and {count - NAMED} more" if count > NAMED else ""

@@ -1,0 +1,68 @@
+"""`/healthz`, `/readyz`, `/metrics`: for those who look after the service; not rate limited."""
+
+from __future__ import annotations
+
+import time
+
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from cloudai.api.answers import Json
+from cloudai.api.routing import Request
+from cloudai.api.workers import now_ms
+from cloudai.errors import CloudAIError
+from cloudai.metrics import Metrics
+from cloudai.store.protocol import Lease, Store
+
+FRESH = 1.0  # seconds a verdict is kept, so that probing costs no more than that
+SILENT = 10.0  # seconds without a renewal after which nobody leads
+LEASE = "controller"
+
+
+class Health:
+    def __init__(self, store: Store, metrics: Metrics, heartbeat_ms: int) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._heartbeat_ms = heartbeat_ms
+        self._judged_at = float("-inf")
+        self._checks: dict[str, str] = {}
+        self._lease: Lease | None = None
+        self._renewed_at = 0.0
+
+    async def healthz(self, _: Request) -> ASGIApp:
+        return Json({"status": "ok"})
+
+    async def readyz(self, _: Request) -> ASGIApp:
+        """503 while the store cannot be written. Without a controller tasks are taken and wait, so that is only told."""
+        if time.monotonic() - self._judged_at > FRESH:
+            self._checks = await self._judge()
+            self._judged_at = time.monotonic()
+        ready = self._checks["store"] == "ok"
+        headers = [(b"x-cloudai-cluster", self._store.cluster_id.encode())]
+        return Json({"ready": ready, "checks": self._checks}, 200 if ready else 503, headers)
+
+    async def _judge(self) -> dict[str, str]:
+        try:
+            await self._store.ping()
+            lease = await self._store.get_lease(LEASE)
+        except CloudAIError as error:
+            return {"store": str(error.details.get("reason", error.message)), "controller": "unknown without the store"}
+        return {"store": "ok", "controller": self._leading(lease)}
+
+    def _leading(self, lease: Lease | None) -> str:
+        if lease is None or not lease.holder:
+            return "nobody leads: accepted tasks wait until a controller runs"
+        if lease != self._lease:
+            self._lease, self._renewed_at = lease, time.monotonic()
+        silent = time.monotonic() - self._renewed_at
+        if silent > SILENT:
+            return f"{lease.holder} has not renewed its lead for {silent:.0f} s"
+        return "ok"
+
+    async def metrics(self, _: Request) -> ASGIApp:
+        try:
+            workers = await self._store.list_workers()
+            self._metrics.observe_store(workers, await self._store.totals(), now_ms(), self._heartbeat_ms)
+        except CloudAIError:
+            self._metrics.store_up.set(0)
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

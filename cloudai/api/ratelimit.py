@@ -1,0 +1,98 @@
+"""How many submits and status queries one client address may send a minute.
+
+Status queries are the GETs below /api/; a cancel is never limited, nor are health, metrics and documents. Counts live in
+memory, or in a Redis that several servers share. When that Redis does not answer, requests pass uncounted: an outage of
+the counter must not become an outage of the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from typing import Any
+
+from limits import RateLimitItem, parse
+from limits.aio.storage import Storage
+from limits.aio.strategies import FixedWindowRateLimiter
+from limits.errors import ConfigurationError
+from limits.storage import storage_from_string
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cloudai.api.answers import refuse
+from cloudai.api.clients import Clients
+from cloudai.errors import CloudAIError, Code
+from cloudai.settings import Settings, SettingsError
+
+logger = logging.getLogger(__name__)
+ANSWER = 1.0  # seconds the counter may take
+
+
+class RateLimit:
+    """Pure ASGI middleware. A window begins with an address's first request and lasts as long as the limit says."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, clients: Clients) -> None:
+        self._app = app
+        self._clients = clients
+        self._submit = parse(settings.rate_limit_submit)
+        self._status = parse(settings.rate_limit_status)
+        self._limiter = FixedWindowRateLimiter(counter(settings.rate_limit_storage))
+        self._trouble = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = self._kind(scope)
+        if kind is not None:
+            wait = await self._wait(kind[0], kind[1], self._clients.address(scope))
+            if wait:
+                await refuse(_limited(kind[0], kind[1], wait), scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _kind(self, scope: Scope) -> tuple[RateLimitItem, str] | None:
+        if scope["type"] != "http":
+            return None
+        path: str = scope["path"]
+        if scope["method"] == "POST":
+            return (self._submit, "task submissions") if path == "/api/tasks" else None
+        if scope["method"] in ("GET", "HEAD") and path.startswith("/api/"):
+            return self._status, "status queries"
+        return None
+
+    async def _wait(self, limit: RateLimitItem, what: str, address: str) -> int:
+        """Seconds to wait; 0 when the request may pass."""
+        try:
+            async with asyncio.timeout(ANSWER):
+                passes = await self._limiter.hit(limit, what, address)
+                reset = 0.0 if passes else (await self._limiter.get_window_stats(limit, what, address)).reset_time
+        except Exception as error:  # noqa: BLE001 - whatever the counter's client raises
+            if not self._trouble:
+                logger.warning("requests pass uncounted, the rate limit storage does not answer: %r", error)
+            self._trouble = True
+            return 0
+        if self._trouble:
+            logger.warning("the rate limit storage answers again")
+            self._trouble = False
+        return 0 if passes else max(math.ceil(reset - time.time()), 1)
+
+
+def _limited(limit: RateLimitItem, what: str, wait: int) -> CloudAIError:
+    return CloudAIError(
+        Code.RATE_LIMITED,
+        f"Too many {what} from this address; try again in {wait} s",
+        {"limit": f"{limit.amount} per {limit.GRANULARITY.name}", "retry_after_seconds": wait},
+        retry_after=wait,
+    )
+
+
+def counter(url: str) -> Storage:
+    """The counts' storage. Raises SettingsError for a URL of no known kind, or a library that is missing."""
+    options: dict[str, Any] = (
+        {} if url.startswith("memory") else {"implementation": "redispy", "socket_timeout": ANSWER}
+    )
+    try:
+        storage = storage_from_string(f"async+{url}", **options)
+    except (ConfigurationError, ValueError) as error:
+        raise SettingsError(f"CLOUDAI_RATE_LIMIT_STORAGE={url}: {error}") from error
+    assert isinstance(storage, Storage)
+    return storage

@@ -1,0 +1,138 @@
+"""`GET /api/tasks/{task_id}/logs`: the bytes of one attempt, from an offset, whole or followed to their end.
+
+Bytes go out in pieces as the store gives them, so a log of any size costs a piece of memory. A client that goes away ends
+it; a failure in the midst breaks the connection, and the client takes up again at the byte it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cloudai.api import validation
+from cloudai.api.changes import Changes
+from cloudai.api.models import LogQuery
+from cloudai.api.routing import Request
+from cloudai.api.tasks import REPAIR, task_id_of
+from cloudai.resources import Task
+from cloudai.store.protocol import LogSlice, Store
+
+PIECE = 256 * 1024  # bytes read and sent at once
+QUIET = 15.0  # seconds of one wait for more
+
+
+class TaskLogs:
+    def __init__(self, store: Store, changes: Changes) -> None:
+        self._store = store
+        self._changes = changes
+
+    async def get(self, request: Request) -> ASGIApp:
+        task_id = task_id_of(request)
+        query = validation.query(LogQuery, request.query)
+        attempt = query.attempt
+        if query.follow and request.scope["method"] == "GET":
+            task = await self._store.get_task(task_id)
+            attempt = attempt or task.attempt or None
+            if attempt is None:
+                return _Stream(self._from_placement(task_id, query), None)
+        piece = PIECE if query.limit is None else min(query.limit, PIECE)
+        first = await self._store.read_log(task_id, attempt, query.offset, piece)
+        if query.follow:
+            return _Stream(self._follow(task_id, attempt, query.limit, first), first)
+        stop = first.end if query.limit is None else min(first.end, query.offset + query.limit)
+        return _Stream(self._stored(task_id, attempt, first, stop), first, max(stop - first.offset, 0))
+
+    async def _stored(self, task_id: str, attempt: int | None, first: LogSlice, stop: int) -> AsyncIterator[bytes]:
+        """What was stored when the first piece was read, up to byte `stop`."""
+        data, offset = first.data, first.offset
+        while offset < stop and data:
+            yield data
+            offset += len(data)
+            if offset < stop:
+                data = (await self._store.read_log(task_id, attempt, offset, min(PIECE, stop - offset))).data
+
+    async def _from_placement(self, task_id: str, query: LogQuery) -> AsyncIterator[bytes]:
+        """The log of the first attempt, once there is one; nothing where the task ends without."""
+        task = await self._placed(task_id)
+        if task.attempt == 0:
+            return
+        piece = PIECE if query.limit is None else min(query.limit, PIECE)
+        first = await self._store.read_log(task_id, 1, query.offset, piece)
+        async for data in self._follow(task_id, 1, query.limit, first):
+            yield data
+
+    async def _placed(self, task_id: str) -> Task:
+        with self._changes.of_task(task_id) as changed:
+            while True:
+                changed.clear()
+                task = await self._store.get_task(task_id)
+                if task.attempt or task.status.terminal:
+                    return task
+                try:
+                    async with asyncio.timeout(REPAIR):
+                        await changed.wait()
+                except TimeoutError:
+                    continue
+
+    async def _follow(
+        self, task_id: str, attempt: int | None, limit: int | None, piece: LogSlice
+    ) -> AsyncIterator[bytes]:
+        left = limit
+        while True:
+            if piece.data:
+                yield piece.data
+            offset = piece.offset + len(piece.data)
+            left = None if left is None else left - len(piece.data)
+            if left == 0 or (piece.complete and offset >= piece.end):
+                return
+            if offset >= piece.end:
+                await self._store.wait_log(task_id, attempt, offset, QUIET)
+            piece = await self._store.read_log(task_id, attempt, offset, PIECE if left is None else min(PIECE, left))
+
+
+class _Stream:
+    """Sends `pieces` until they end or the client goes away. `length`: how many bytes they have, where that is known."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], first: LogSlice | None, length: int | None = None) -> None:
+        self._pieces = pieces
+        self._headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"x-content-type-options", b"nosniff"),  # a task's output is never a page
+            (b"cache-control", b"no-store"),
+        ]
+        if first is not None:
+            self._headers += [
+                (b"x-log-offset", b"%d" % first.offset),
+                (b"x-log-end", b"%d" % first.end),
+                (b"x-log-complete", b"true" if first.complete else b"false"),
+            ]
+        if length is not None:
+            self._headers.append((b"content-length", b"%d" % length))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(self._send(send, scope["method"] != "HEAD"))
+        leaving = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            sending.cancel()
+            leaving.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+
+    async def _send(self, send: Send, wanted: bool) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        if wanted:
+            # So that a follower knows at once that it is connected, though nothing may come for long.
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+            async for data in self._pieces:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,246 @@
+"""`/ws/telemetry`: what happens in the cluster, to everybody who listens.
+
+Nothing is read while nobody listens. A message is encoded once for all; each client has a short queue, and one that does
+not keep up is dropped, never waited for. Events come from the change log, their contents from the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from cloudai.api import views
+from cloudai.api.answers import envelope
+from cloudai.api.changes import Changes
+from cloudai.api.clients import Clients
+from cloudai.api.convert import instant, maybe_instant
+from cloudai.api.workers import now_ms
+from cloudai.errors import CloudAIError, Code
+from cloudai.metrics import Metrics
+from cloudai.resources import Task, TaskStatus, WorkerState
+from cloudai.settings import Settings
+from cloudai.store.protocol import Change, Kind, Store, TaskQuery
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 256  # messages a client may be behind
+SHOWN = 1000  # tasks in one telemetry_update
+TICK = 1.0  # seconds between looks at who has fallen silent
+TRY_AGAIN_LATER = 1013
+
+
+class Telemetry:
+    def __init__(self, store: Store, settings: Settings, changes: Changes, clients: Clients, metrics: Metrics) -> None:
+        self._store = store
+        self._settings = settings
+        self._changes = changes
+        self._clients = clients
+        self._metrics = metrics
+        self._queues: set[asyncio.Queue[str | None]] = set()
+        self._addresses: Counter[str] = Counter()
+        self._work: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._changed: dict[str, str] = {}
+        self._active: set[str] = set()
+
+    # -- one client
+
+    async def connect(self, websocket: WebSocket) -> None:
+        address = self._clients.address(websocket.scope)
+        limit = self._settings.rate_limit_websockets
+        if self._settings.rate_limit_enabled and self._addresses[address] >= limit:
+            text = f"An address may hold {limit} telemetry connections; close one first"
+            error = CloudAIError(Code.RATE_LIMITED, text, {"limit": limit}, retry_after=1)
+            await websocket.send_denial_response(envelope(error))
+            return
+        self._addresses[address] += 1
+        try:
+            await websocket.accept()
+            await self._serve(websocket)
+        finally:
+            self._addresses[address] -= 1
+            if not self._addresses[address]:
+                del self._addresses[address]
+
+    async def _serve(self, websocket: WebSocket) -> None:
+        queue: asyncio.Queue[str | None] = asyncio.Queue(BACKLOG)
+        with contextlib.suppress(CloudAIError):  # the next periodic message comes when the store answers again
+            queue.put_nowait(await self._update())
+        sending = asyncio.ensure_future(self._send(websocket, queue))
+        leaving = asyncio.ensure_future(_left(websocket))
+        with self._listed(queue):
+            try:
+                await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sending.cancel()
+                leaving.cancel()
+                await asyncio.gather(sending, leaving, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def _listed(self, queue: asyncio.Queue[str | None]) -> Any:
+        self._queues.add(queue)
+        self._metrics.websockets.set(len(self._queues))
+        if self._work is None or self._work.done():
+            self._work = asyncio.ensure_future(self._run())
+        try:
+            yield
+        finally:
+            self._queues.discard(queue)
+            self._metrics.websockets.set(len(self._queues))
+            if not self._queues and self._work is not None:
+                self._work.cancel()
+                self._work = None
+
+    async def _send(self, websocket: WebSocket, queue: asyncio.Queue[str | None]) -> None:
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+            while (message := await queue.get()) is not None:
+                await websocket.send_text(message)
+            await websocket.close(TRY_AGAIN_LATER, "too slow: messages were not read in time")
+
+    def _publish(self, messages: Iterable[str]) -> None:
+        for message in messages:
+            for queue in list(self._queues):
+                try:
+                    queue.put_nowait(message)
+                except asyncio.QueueFull:
+                    self._drop(queue)
+
+    def _drop(self, queue: asyncio.Queue[str | None]) -> None:
+        """Forget what the client has not read; its sender then closes the connection."""
+        self._queues.discard(queue)
+        self._metrics.dropped.inc()
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(None)
+
+    # -- all clients
+
+    async def close(self) -> None:
+        """End the work behind the messages, and the connections with it."""
+        for queue in list(self._queues):
+            self._drop(queue)
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+
+    async def _run(self) -> None:
+        """Look whenever something changed and every TICK; a telemetry_update as often as the setting says."""
+        loop = asyncio.get_running_loop()
+        interval = self._settings.telemetry_seconds
+        due = loop.time() + interval
+        known = False
+        with self._changes.listening(self._note):
+            while True:
+                try:
+                    known = await self._look(announce=known) or known
+                    if loop.time() >= due:
+                        due = max(due + interval, loop.time())
+                        self._publish([await self._update()])
+                except CloudAIError as error:
+                    logger.warning("no telemetry while the store does not answer: %s", error.details.get("reason"))
+                    due = loop.time() + interval
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(min(TICK, due - loop.time()), 0.001)):
+                        await self._wake.wait()
+
+    def _note(self, batch: Sequence[Change] | None) -> None:
+        if batch is None:
+            self._wake.set()
+            return
+        for change in batch:
+            if change.kind is Kind.TASK and change.event in _ANNOUNCED:
+                self._changed[change.key + change.event] = change.key
+                self._wake.set()
+            elif change.kind is Kind.WORKER:
+                self._wake.set()
+
+    async def _look(self, announce: bool) -> bool:
+        """Tell what happened since the last look; the first look only learns which workers are active."""
+        self._wake.clear()
+        changed, self._changed = self._changed, {}
+        if changed:
+            tasks = await self._store.get_tasks(sorted(set(changed.values())))
+            self._publish(_event(what.removeprefix(key), tasks[key]) for what, key in changed.items() if key in tasks)
+        now = now_ms()
+        states = {state.worker.worker_id: state for state in await self._store.list_workers()}
+        active = {name for name, state in states.items() if state.worker.active(now, self._settings.heartbeat_ms)}
+        if announce:
+            come = [_worker_event("worker_registered", states[name], self._settings) for name in active - self._active]
+            left = [
+                _worker_event("worker_disconnected", states[name], self._settings)
+                for name in self._active - active
+                if name in states
+            ]
+            self._publish(come + left)
+        self._active = active
+        return True
+
+    async def _update(self) -> str:
+        """The documented telemetry_update."""
+        now, heartbeat = now_ms(), self._settings.heartbeat_ms
+        workers = await self._store.list_workers()
+        tasks: list[Task] = []
+        for status in (TaskStatus.RUNNING, TaskStatus.PENDING):
+            if len(tasks) < SHOWN:
+                tasks += (await self._store.list_tasks(TaskQuery(status=status, limit=SHOWN - len(tasks)))).tasks
+        overview = views.cluster(workers, {}, now, heartbeat)
+        cluster = {name: overview[name] for name in _CLUSTER}
+        data = {
+            "workers": [_usage(state) for state in workers],
+            "tasks": [
+                {"task_id": task.task_id, "status": task.status.value, "worker_id": task.worker_id, "progress": None}
+                for task in tasks
+            ],
+            "cluster": cluster,
+        }
+        return _message("telemetry_update", data)
+
+
+_ANNOUNCED = frozenset({"running", "completed", "failed", "cancelled"})
+_CLUSTER = ("total_workers", "active_workers", "available_cpu", "available_memory")
+
+
+def _message(kind: str, data: dict[str, Any]) -> str:
+    return orjson.dumps({"type": kind, "timestamp": instant(now_ms()), "data": data}).decode()
+
+
+def _usage(state: WorkerState) -> dict[str, Any]:
+    return {
+        "worker_id": state.worker.worker_id,
+        "cpu_usage": state.worker.cpu_usage,
+        "memory_usage": state.worker.memory_usage,
+        "active_tasks": state.runs,
+        "last_heartbeat": state.worker.last_heartbeat // 1000,
+    }
+
+
+def _event(event: str, task: Task) -> str:
+    """A start tells when; an end, whichever it was, tells how."""
+    data = {
+        "task_id": task.task_id,
+        "user_id": task.spec.user_id,
+        "status": event,
+        "worker_id": task.worker_id,
+        "started_at": maybe_instant(task.started_at),
+    }
+    if event == "running":
+        return _message("task_started", data)
+    end = {"finished_at": maybe_instant(task.finished_at), "exit_code": task.exit_code, "reason": task.reason}
+    return _message("task_completed", data | end)
+
+
+def _worker_event(kind: str, state: WorkerState, settings: Settings) -> str:
+    return _message(kind, views.worker(state, now_ms(), settings.heartbeat_ms))
+
+
+async def _left(websocket: WebSocket) -> None:
+    """Ends when the client goes; what it says meanwhile is not listened to."""
+    while (await websocket.receive())["type"] != "websocket.disconnect":
+        pass

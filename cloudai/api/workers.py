@@ -1,0 +1,52 @@
+"""Workers and the whole cluster."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from starlette.types import ASGIApp
+
+from cloudai.api import validation, views
+from cloudai.api.answers import Json
+from cloudai.api.models import NoQuery
+from cloudai.api.routing import Request
+from cloudai.errors import CloudAIError, Code
+from cloudai.store.protocol import Store
+
+_WORKER_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Workers:
+    """The handlers of `/api/workers` and `/api/cluster/status`."""
+
+    def __init__(self, store: Store, heartbeat_ms: int) -> None:
+        self._store = store
+        self._heartbeat_ms = heartbeat_ms
+
+    async def list(self, request: Request) -> ASGIApp:
+        validation.query(NoQuery, request.query)
+        now = now_ms()
+        return Json(
+            {"workers": [views.worker(state, now, self._heartbeat_ms) for state in await self._store.list_workers()]}
+        )
+
+    async def get(self, request: Request) -> ASGIApp:
+        validation.query(NoQuery, request.query)
+        worker_id = request.params["worker_id"]
+        if not _WORKER_ID.fullmatch(worker_id):
+            worker_id = validation.shown(worker_id)
+            raise CloudAIError(Code.WORKER_NOT_FOUND, "Worker not found", {"worker_id": worker_id})
+        state = await self._store.get_worker(worker_id)
+        runs = await self._store.runs_of_worker(worker_id)
+        document = views.worker(state, now_ms(), self._heartbeat_ms)
+        return Json(document | {"running_tasks": [views.running_task(run) for run in runs]})
+
+    async def cluster(self, request: Request) -> ASGIApp:
+        validation.query(NoQuery, request.query)
+        workers = await self._store.list_workers()
+        return Json(views.cluster(workers, await self._store.totals(), now_ms(), self._heartbeat_ms))

@@ -6,6 +6,8 @@ The command line uses the documents as the API gives them; a program may use the
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +16,7 @@ import httpx
 
 from cloudai.documents import body_of, task_of, worker_of
 from cloudai.resources import Task, TaskSpec, TaskStatus, WorkerState
-from cloudai.store.protocol import Idempotency, TaskPage, TaskQuery
+from cloudai.store.protocol import Idempotency, LogSlice, TaskPage, TaskQuery
 from cloudai.transport import Transport
 
 Document = dict[str, Any]
@@ -49,9 +51,7 @@ class Client(Transport):
         """
         offset = 0
         while True:
-            query: dict[str, Any] = {"offset": offset, "follow": str(follow).lower()}
-            if attempt is not None:
-                query["attempt"] = attempt
+            query = log_query(attempt, offset) | ({"follow": "true"} if follow else {})
             try:
                 async with self.stream(f"{task_path(task_id)}/logs", query) as answer:
                     async for data in answer.aiter_raw():
@@ -90,6 +90,22 @@ class Client(Transport):
     async def totals(self) -> Mapping[TaskStatus, int]:
         status = await self.get("/api/cluster/status")
         return {kind: status[f"{kind}_tasks"] for kind in TaskStatus}
+
+    async def read_log(self, task_id: str, attempt: int | None, offset: int, limit: int) -> LogSlice:
+        query = log_query(attempt, offset) | {"limit": limit}
+        answer = await self.request("GET", f"{task_path(task_id)}/logs", query=query)
+        end, complete = int(answer.headers["X-Log-End"]), answer.headers["X-Log-Complete"] == "true"
+        return LogSlice(answer.content, offset, end, complete)
+
+    async def wait_log(self, task_id: str, attempt: int | None, beyond: int, timeout: float) -> None:
+        query = log_query(attempt, beyond) | {"follow": "true", "limit": 1}
+        with contextlib.suppress(TimeoutError, httpx.TransportError):
+            async with asyncio.timeout(timeout), self.stream(f"{task_path(task_id)}/logs", query) as answer:
+                await answer.aread()
+
+
+def log_query(attempt: int | None, offset: int) -> dict[str, Any]:
+    return {"offset": offset} | ({} if attempt is None else {"attempt": attempt})
 
 
 def task_path(task_id: str) -> str:

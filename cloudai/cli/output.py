@@ -90,16 +90,12 @@ def worker_table(workers: Iterable[Document], now: datetime) -> str:
 def cluster_text(status: Document) -> str:
     lines = [f"Workers    {status['active_workers']} active of {status['total_workers']}"]
     for label, kind, unit in (
-        ("CPU", "cpu", "cores"),
-        ("Memory", "memory", "GiB"),
-        ("Storage", "storage", "GiB"),
+        ("CPU", "cpu", " cores"),
+        ("Memory", "memory", " GiB"),
+        ("Storage", "storage", " GiB"),
         ("GPU", "gpu", ""),
     ):
-        lines.append(
-            f"{label:<10} {status[f'available_{kind}']:.4g} of {status[f'total_{kind}']:.4g} {unit} free".replace(
-                "  ", " "
-            )
-        )
+        lines.append(f"{label:<10} {status[f'available_{kind}']:.4g} of {status[f'total_{kind}']:.4g}{unit} free")
     counts = [
         f"{status[name]} {name.removesuffix('_tasks')}"
         for name in status

@@ -1,4 +1,4 @@
-"""The API and the controller as parts, over a store that both share when they live in one process."""
+"""The API and the controller as parts."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import click
 import uvicorn
-from cloudai_controller.loop import Controller
-from sqlalchemy.exc import SQLAlchemyError
 
 from cloudai.api.app import create_app
 from cloudai.cli.parts import Part, announcement, run_until_signal, together
-from cloudai.cli.place import StartRefused, listen, make_dir, url_of
-from cloudai.errors import CloudAIError
-from cloudai.settings import Settings
+from cloudai.cli.place import StartRefused, listen, url_of
+from cloudai.cli.stores import opened_store, shown
+from cloudai.settings import Settings, SettingsError
 from cloudai.store.protocol import Store
-from cloudai.store.sql import open_store
 from cloudai.wire import MAX_FRAME
+from cloudai_controller.loop import Controller
 
 CLOSING_SECONDS = 5  # how long open requests may take to end once the API stops
 
@@ -48,32 +46,6 @@ def run_controller(settings: Settings) -> None:
     run_until_signal(body)
 
 
-@contextlib.asynccontextmanager
-async def opened_store(settings: Settings) -> AsyncIterator[Store]:
-    if not settings.database_url:
-        make_dir(settings.data_dir)
-    try:
-        store = await open_store(settings.url)
-    except (CloudAIError, SQLAlchemyError, OSError, ValueError) as error:
-        raise StartRefused(f"cannot open the store {shown(settings.url)}: {_first_line(error)}") from error
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-def shown(url: str) -> str:
-    """A database URL without its password."""
-    scheme, separator, rest = url.partition("://")
-    login, at, place = rest.rpartition("@")
-    return f"{scheme}{separator}{login.partition(':')[0]}{at}{place}"
-
-
-def _first_line(error: Exception) -> str:
-    reason = error.details.get("reason", error.message) if isinstance(error, CloudAIError) else str(error)
-    return str(reason).strip().partition("\n")[0]
-
-
 class _Server(uvicorn.Server):
     """uvicorn that leaves the process's signals alone and tells when it listens."""
 
@@ -92,10 +64,14 @@ class _Server(uvicorn.Server):
 
 def api_part(store: Store, settings: Settings, listener: socket.socket, listening: asyncio.Event) -> Part:
     """The facade on `listener`; sets `listening` once requests are answered."""
+    try:
+        app = create_app(store, settings)
+    except SettingsError as error:
+        raise StartRefused(str(error)) from None
 
     async def run(stop: asyncio.Event) -> None:
         config = uvicorn.Config(
-            create_app(store, settings),
+            app,
             log_config=None,
             access_log=False,
             proxy_headers=False,  # the facade itself decides which forwarded addresses it believes

@@ -25,7 +25,7 @@ def create(name: str, as_json: bool, **flags: Any) -> None:
 
     Run it where the API runs, with the same settings. NAME is a note for people.
     """
-    from cloudai.cli.serving import opened_store, shown
+    from cloudai.cli.stores import opened_store, shown
 
     settings = settings_from(flags)
     made = new_token()

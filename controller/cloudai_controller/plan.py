@@ -22,7 +22,7 @@ class Plan:
     findings: Findings
 
 
-def plan(view: View, now: int) -> Plan:
+def plan(view: View, now: int, limit: int = PLACEMENTS) -> Plan:
     lost, expiry = _lost(view, now)
     actions: list[Action] = list(lost)
     losing = {action.run.run_id for action in lost}
@@ -30,9 +30,10 @@ def plan(view: View, now: int) -> Plan:
         runs = view.runs_of(task_id)
         if losing.isdisjoint(runs):  # else the verdict comes first, and the task is looked at again
             actions.extend(reconcile(view.tasks.get(task_id), runs, now))
-    made = schedule(view, now, PLACEMENTS)
+    made = schedule(view, now, limit)
     actions.extend(Place(placed.task, placed.worker_id, placed.gpus, now) for placed in made.placements)
-    return Plan(actions, Findings(now, made.unfit, made.hold, made.complete, expiry))
+    fit = frozenset(placed.task.spec.resources for placed in made.placements) - made.unfit
+    return Plan(actions, Findings(now, fit, made.unfit, made.hold, made.complete, expiry))
 
 
 def _lost(view: View, now: int) -> tuple[list[LoseRun], int | None]:

@@ -44,9 +44,13 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a pass has proven. `complete` is False where it ended at its limit before every shape was tried."""
+    """What a pass has proven: shapes that found a place to the last, and shapes that did not.
+
+    `complete` is False where it ended at its limit before every shape was tried.
+    """
 
     at: int
+    fit: frozenset[Resources]
     unfit: frozenset[Resources]
     hold: Hold | None
     complete: bool
@@ -111,13 +115,13 @@ class View:
     def put_task(self, task: Task) -> None:
         """Take a task as stored; an older version than the known one changes nothing."""
         known = self.tasks.get(task.task_id)
-        if known is not None:
-            if known.version > task.version:
-                return
-            self._dequeue(known)
+        if known is not None and known.version > task.version:
+            return
         if task.status.terminal:
             self.drop_task(task.task_id)
             return
+        if known is not None:
+            self._dequeue(known)
         task = self._shared(task)
         self.tasks[task.task_id] = task
         if task.status is TaskStatus.QUEUED:
@@ -191,6 +195,7 @@ class View:
         """Take down what a pass has proven; call before feeding what its actions changed."""
         self._settled_at = found.at
         self.dirty.clear()
+        self.fresh |= found.fit
         self.fresh -= found.unfit
         self.expiry = found.expiry
         before, self.hold = self.hold, found.hold

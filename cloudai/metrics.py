@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloudai.resources import TaskStatus, WorkerState
@@ -50,7 +50,8 @@ class Metrics:
         self.store_up.set(1)
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        """Also what this process tells of itself, and what a controller in it does."""
+        return generate_latest(self.registry) + generate_latest(REGISTRY)
 
 
 class Measured:

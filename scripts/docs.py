@@ -94,6 +94,32 @@ def errors() -> str:
     return "\n".join(lines) + "\n"
 
 
+def metrics() -> str:
+    """Every metric of our own, by the endpoint that serves it."""
+    from prometheus_client import REGISTRY
+
+    import cloudai_controller.metrics  # noqa: F401 - registers what the controller counts
+    from cloudai.metrics import Metrics
+
+    lines = [
+        "# Metrics",
+        "",
+        NOTICE,
+        "",
+        "The API serves them at `/metrics`, with those of a controller in the same process (`cloudai up`) and of the process",
+        "itself (`process_…`, `python_…`). Each agent serves its own at the port of `CLOUDAI_HEALTH_PORT`.",
+        "",
+        "| Metric | Kind | What it says |",
+        "|---|---|---|",
+    ]
+    families = [*Metrics().registry.collect(), *REGISTRY.collect()]
+    for family in sorted(families, key=lambda family: family.name):
+        if family.name.startswith("cloudai_"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            lines.append(f"| `{name}` | {family.type} | {family.documentation} |")
+    return "\n".join(lines) + "\n"
+
+
 def openapi() -> str:
     from cloudai.api.openapi import document
 
@@ -104,6 +130,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "cli.md": cli,
     "errors.md": errors,
+    "metrics.md": metrics,
     "openapi.json": openapi,
 }
 

@@ -109,3 +109,11 @@ def test_variables_that_a_document_names_are_settings(document: Path) -> None:
     known = {variable(name) for name in Settings.model_fields}
     for name in re.findall(r"CLOUDAI_[A-Z_]+[A-Z]", document.read_text()):
         assert name in known or name.startswith("CLOUDAI_TEST"), name
+
+
+def test_every_endpoint_is_in_the_reference() -> None:
+    from cloudai.api.operations import OPERATIONS
+
+    reference = (ROOT / "docs" / "api-reference.md").read_text()
+    for operation in OPERATIONS:
+        assert operation.path in reference, operation.path

@@ -9,7 +9,6 @@ import orjson
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from cloudai.api import models
 from cloudai.api.operations import OPERATIONS, Operation
@@ -90,7 +89,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 def _responses(it: Operation) -> dict[str, Any]:
     responses: dict[str, Any] = {"200": it.success()}
     by_status: dict[int, list[Code]] = {}
-    for code in sorted({*it.errors, *_ANYWHERE}, key=lambda code: HTTP_STATUS[code]):
+    for code in sorted({*it.errors, *_ANYWHERE}, key=lambda code: (HTTP_STATUS[code], code)):
         by_status.setdefault(HTTP_STATUS[code], []).append(code)
     for status, codes in by_status.items():
         answer: dict[str, Any] = {
@@ -112,5 +111,5 @@ def encoded() -> bytes:
     return orjson.dumps(document())
 
 
-async def serve(_: Request) -> ASGIApp:
+async def serve(_: Request) -> Response:
     return Response(encoded(), media_type="application/json")

@@ -128,8 +128,15 @@ def _cancelled(task: Task, run: Run | None, now: int) -> Finish:
         finished_at=(run.finished_at if run else None) or now,
         exit_code=run.exit_code if run else None,
         reason=Reason.CANCELLED,
-        message="Cancelled on request." if run is None or run.started_at is None else "Stopped on request.",
+        message=_cancel_words(run),
     )
+
+
+def _cancel_words(run: Run | None) -> str:
+    if run is not None and run.phase is RunPhase.LOST:
+        return f"Cancelled on request. Worker {run.worker_id}, which had it, was lost; it stops its containers itself."
+    stopped = run is not None and run.phase is RunPhase.STOPPED and run.started_at is not None
+    return "Stopped on request." if stopped else "Cancelled on request."
 
 
 def _stop_all(runs: Iterable[Run], why: str) -> Iterator[StopRun]:

@@ -48,9 +48,10 @@ def a_worker(name: str, amounts: Resources, heard: int = START) -> Worker:
 
 
 class World:
-    """`view` follows every change, as the controller's does."""
+    """`view` follows every change, as the controller's does. `sound` is False for one that begins with broken promises."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sound: bool = True) -> None:
+        self.sound = sound
         self.now = START
         self.tasks: dict[str, Task] = {}
         self.runs: dict[str, Run] = {}
@@ -131,7 +132,8 @@ class World:
         for action in actions:
             for item in group(action):
                 self._store(replace(item, version=item.version + 1))
-        self.check()
+        if self.sound:
+            self.check()
 
     # -- the promises
 

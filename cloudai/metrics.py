@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloudai.resources import TaskStatus, WorkerState
 
@@ -36,8 +34,8 @@ class Metrics:
         self.store_up = Gauge("cloudai_store_up", "1 while the store answers.", registry=self.registry)
         self.tasks = Gauge("cloudai_tasks", "Tasks by status.", ["status"], registry=self.registry)
         self.workers = Gauge("cloudai_workers", "Workers by state.", ["state"], registry=self.registry)
-        self.request_counter = lru_cache(maxsize=1024)(self.requests.labels)
-        self.request_timer = lru_cache(maxsize=256)(self.seconds.labels)
+        self._counter = lru_cache(maxsize=1024)(self.requests.labels)
+        self._timer = lru_cache(maxsize=256)(self.seconds.labels)
 
     def observe_store(
         self, workers: Iterable[WorkerState], totals: Mapping[TaskStatus, int], now: int, heartbeat_ms: int
@@ -53,33 +51,10 @@ class Metrics:
         """Also what this process tells of itself, and what a controller in it does."""
         return generate_latest(self.registry) + generate_latest(REGISTRY)
 
-
-class Measured:
-    """Pure ASGI middleware that counts and times requests by the path's pattern."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status = 500
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        began = time.perf_counter()
-        try:
-            await self._app(scope, receive, noting)
-        finally:
-            path = getattr(scope.get("endpoint"), "path", "other")
-            self._metrics.request_counter(_METHODS.get(scope["method"], "other"), path, str(status)).inc()
-            self._metrics.request_timer(path).observe(time.perf_counter() - began)
+    def answered(self, method: str, path: str, status: int, seconds: float) -> None:
+        """Count and time one request by the pattern of its path."""
+        self._counter(_METHODS.get(method, "other"), path, str(status)).inc()
+        self._timer(path).observe(seconds)
 
 
 # A method that a client made up must not become a label of its own.

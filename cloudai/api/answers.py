@@ -7,8 +7,6 @@ from typing import Any
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket
 
 from cloudai.errors import CloudAIError, Code
 
@@ -40,11 +38,3 @@ def envelope(error: CloudAIError) -> Json:
         headers.append((b"connection", b"close"))  # the rest of the body is not read
     body = {"error": {"code": error.code.value, "message": error.message, "details": error.details}}
     return Json(body, error.http_status, headers)
-
-
-async def refuse(error: CloudAIError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request, or a WebSocket's handshake, with an error."""
-    if scope["type"] == "websocket":
-        await WebSocket(scope, receive, send).send_denial_response(envelope(error))
-    else:
-        await envelope(error)(scope, receive, send)

@@ -1,49 +1,96 @@
-"""The facade put together: routes, what stands before them, and what runs beside them."""
+"""The facade put together: the paths, what every request passes, and what runs beside them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.routing import BaseRoute, Route, WebSocketRoute
-from starlette.types import ExceptionHandler, Receive, Scope, Send
-from starlette.websockets import WebSocket, WebSocketState
+from starlette.responses import Response
+from starlette.routing import WebSocketRoute
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from cloudai.api import docs_page, openapi
 from cloudai.api.agents import AgentHub
-from cloudai.api.answers import envelope, refuse
+from cloudai.api.answers import envelope
 from cloudai.api.changes import Changes
 from cloudai.api.clients import Clients
 from cloudai.api.crew import Crew
 from cloudai.api.health import Health
 from cloudai.api.hosts import HostCheck
 from cloudai.api.ratelimit import RateLimit
-from cloudai.api.routing import Handler, Methods
+from cloudai.api.routing import Disconnected, Path, Paths, Request, no_route
 from cloudai.api.task_logs import TaskLogs
 from cloudai.api.tasks import Tasks
 from cloudai.api.telemetry import Telemetry
 from cloudai.api.workers import Workers
 from cloudai.errors import CloudAIError, Code
-from cloudai.metrics import Measured, Metrics
+from cloudai.metrics import Metrics
 from cloudai.settings import Settings
 from cloudai.store.protocol import Store
 from cloudai.wire import PATH
+
+logger = logging.getLogger(__name__)
+
+
+class Facade(Starlette):
+    """WebSockets and lifespan go Starlette's way. HTTP requests go a shorter one: each passes the checks, finds its
+
+    handler and is answered, without a layer of functions around the next for each of these.
+    """
+
+    hosts: HostCheck
+    limits: RateLimit | None
+    paths: Paths
+    metrics: Metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        began = time.perf_counter()
+        scope["path_pattern"] = "other"
+        try:
+            response = await self._answer(scope, receive)
+        except CloudAIError as error:
+            response = envelope(error)
+        except Disconnected:
+            return
+        except Exception:
+            # The client learns nothing of the fault; the log has it.
+            logger.exception("a fault while answering %s %s", scope["method"], scope["path"])
+            response = envelope(CloudAIError(Code.INTERNAL, "Internal server error"))
+        try:
+            await response(scope, receive, send)
+        finally:
+            seconds = time.perf_counter() - began
+            self.metrics.answered(scope["method"], scope["path_pattern"], response.status_code, seconds)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        self.hosts.check(scope)
+        if self.limits is not None:
+            await self.limits.check(scope)
+        path = self.paths.find(scope)
+        scope["path_pattern"] = path.pattern
+        return await path.handler(scope["method"])(Request(scope, receive))
 
 
 def create_app(store: Store, settings: Settings) -> Starlette:
     """The ASGI application over `store`. Raises SettingsError for settings that cannot work."""
     metrics = Metrics()
     clients = Clients(settings.trusted_proxies)
+    hosts = HostCheck(settings)
     changes = Changes(store)
     hub = AgentHub(store, settings)
     telemetry = Telemetry(store, settings, changes, clients, metrics)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Any) -> AsyncIterator[None]:
         beside = [asyncio.ensure_future(hub.run()), asyncio.ensure_future(changes.run())]
         try:
             yield
@@ -53,64 +100,56 @@ def create_app(store: Store, settings: Settings) -> Starlette:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
 
-    middleware = [Middleware(Measured, metrics=metrics), Middleware(HostCheck, settings=settings)]
-    if settings.rate_limit_enabled:
-        middleware.append(Middleware(RateLimit, settings=settings, clients=clients))
-    routes: list[BaseRoute] = [
-        Route(path, Methods(path, handlers)) for path, handlers in _paths(store, settings, changes, metrics)
-    ]
-    routes += [WebSocketRoute("/ws/telemetry", telemetry.connect), WebSocketRoute(PATH, hub.connect)]
-    handlers: Mapping[Any, ExceptionHandler] = {CloudAIError: _on_error, Exception: _on_fault}
-    app = Starlette(
-        routes=routes,
-        middleware=middleware,
-        exception_handlers=handlers,
-        lifespan=lifespan,
+    sockets = [("/ws/telemetry", telemetry.connect), (PATH, hub.connect)]
+    app = Facade(
+        routes=[WebSocketRoute(path, _guarded(hosts, connect)) for path, connect in sockets], lifespan=lifespan
     )
-    app.router.redirect_slashes = False
-    app.router.default = _no_route
+    app.router.default = _no_socket
+    app.hosts, app.metrics = hosts, metrics
+    app.limits = RateLimit(settings, clients) if settings.rate_limit_enabled else None
+    app.paths = _paths(store, settings, changes, metrics)
     return app
 
 
-def _paths(
-    store: Store, settings: Settings, changes: Changes, metrics: Metrics
-) -> list[tuple[str, Mapping[str, Handler]]]:
-    """Every path and its handlers, the busiest first: routes are tried in order."""
+def _paths(store: Store, settings: Settings, changes: Changes, metrics: Metrics) -> Paths:
+    """Every path and its handlers; of those with a variable part, the busiest first."""
     tasks = Tasks(store, Crew(store, settings.heartbeat_ms), changes, settings.max_body_bytes)
     workers = Workers(store, settings.heartbeat_ms)
     health = Health(store, metrics, settings.heartbeat_ms)
-    return [
-        ("/api/tasks/{task_id}", {"GET": tasks.get}),
-        ("/api/tasks", {"GET": tasks.list, "POST": tasks.submit}),
-        ("/api/tasks/{task_id}/logs", {"GET": TaskLogs(store, changes).get}),
-        ("/api/tasks/{task_id}/cancel", {"POST": tasks.cancel}),
-        ("/api/workers", {"GET": workers.list}),
-        ("/api/workers/{worker_id}", {"GET": workers.get}),
-        ("/api/cluster/status", {"GET": workers.cluster}),
-        ("/healthz", {"GET": health.healthz}),
-        ("/readyz", {"GET": health.readyz}),
-        ("/metrics", {"GET": health.metrics}),
-        ("/openapi.json", {"GET": openapi.serve}),
-        ("/docs", {"GET": docs_page.serve}),
-    ]
+    return Paths(
+        [
+            Path("/api/tasks/{task_id}", {"GET": tasks.get}),
+            Path("/api/tasks", {"GET": tasks.list, "POST": tasks.submit}),
+            Path("/api/tasks/{task_id}/logs", {"GET": TaskLogs(store, changes).get}),
+            Path("/api/tasks/{task_id}/cancel", {"POST": tasks.cancel}),
+            Path("/api/workers", {"GET": workers.list}),
+            Path("/api/workers/{worker_id}", {"GET": workers.get}),
+            Path("/api/cluster/status", {"GET": workers.cluster}),
+            Path("/healthz", {"GET": health.healthz}),
+            Path("/readyz", {"GET": health.readyz}),
+            Path("/metrics", {"GET": health.metrics}),
+            Path("/openapi.json", {"GET": openapi.serve}),
+            Path("/docs", {"GET": docs_page.serve}),
+        ]
+    )
 
 
-async def _on_error(connection: Any, error: Exception) -> Any:
-    assert isinstance(error, CloudAIError)
-    if not isinstance(connection, WebSocket):
-        return envelope(error)
-    if connection.application_state is WebSocketState.CONNECTING:
-        await connection.send_denial_response(envelope(error))
-    return None
+Connect = Callable[[WebSocket], Awaitable[None]]
 
 
-async def _on_fault(_: Any, __: Exception) -> Any:
-    """Says nothing of the fault: the server's log has it."""
-    return envelope(CloudAIError(Code.INTERNAL, "Internal server error"))
+def _guarded(hosts: HostCheck, connect: Connect) -> Connect:
+    """`connect`, for those who pass the check; others get the error as the answer to their handshake."""
+
+    async def guarded(websocket: WebSocket) -> None:
+        try:
+            hosts.check(websocket.scope)
+        except CloudAIError as error:
+            await websocket.send_denial_response(envelope(error))
+            return
+        await connect(websocket)
+
+    return guarded
 
 
-async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
-    path = str(scope["path"])
-    hint = "a path without the slash at its end" if path.endswith("/") and path != "/" else "one of those at /docs"
-    error = CloudAIError(Code.ROUTE_NOT_FOUND, f"There is no such path; try {hint}", {"path": path[:255]})
-    await refuse(error, scope, receive, send)
+async def _no_socket(scope: Scope, receive: Receive, send: Send) -> None:
+    await WebSocket(scope, receive, send).send_denial_response(envelope(no_route(scope["path"])))

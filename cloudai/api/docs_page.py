@@ -9,7 +9,6 @@ from functools import cache
 from importlib.resources import files
 
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from cloudai.api.routing import Request
 
@@ -29,6 +28,6 @@ def _hash(html: str, tag: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}'"
 
 
-async def serve(_: Request) -> ASGIApp:
+async def serve(_: Request) -> Response:
     html, policy = page()
     return Response(html, media_type="text/html", headers={"content-security-policy": policy})

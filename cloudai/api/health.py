@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from cloudai.api.answers import Json
 from cloudai.api.routing import Request
@@ -29,10 +28,10 @@ class Health:
         self._lease: Lease | None = None
         self._renewed_at = 0.0
 
-    async def healthz(self, _: Request) -> ASGIApp:
+    async def healthz(self, _: Request) -> Response:
         return Json({"status": "ok"})
 
-    async def readyz(self, _: Request) -> ASGIApp:
+    async def readyz(self, _: Request) -> Response:
         """503 while the store cannot be written. Without a controller tasks are taken and wait, so that is only told."""
         if time.monotonic() - self._judged_at > FRESH:
             self._checks = await self._judge()
@@ -59,7 +58,7 @@ class Health:
             return f"{lease.holder} has not renewed its lead for {silent:.0f} s"
         return "ok"
 
-    async def metrics(self, _: Request) -> ASGIApp:
+    async def metrics(self, _: Request) -> Response:
         try:
             workers = await self._store.list_workers()
             self._metrics.observe_store(workers, await self._store.totals(), now_ms(), self._heartbeat_ms)

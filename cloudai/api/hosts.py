@@ -11,9 +11,8 @@ import ipaddress
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from cloudai.api.answers import refuse
 from cloudai.errors import CloudAIError, Code
 from cloudai.settings import Settings
 
@@ -21,40 +20,35 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class HostCheck:
-    """Pure ASGI middleware over HTTP and WebSockets alike."""
+    """`check` passes a request, or a WebSocket's handshake, or raises why not."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app = app
+    def __init__(self, settings: Settings) -> None:
         allowed = {host.strip().lower().strip("[]") for host in settings.allowed_hosts.split(",") if host.strip()}
         self._allowed = frozenset(allowed)
         self._checks_host = is_loopback(settings.host) and "*" not in allowed
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and (error := self._error(scope)):
-            await refuse(error, scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    def _error(self, scope: Scope) -> CloudAIError | None:
-        host = origin = None
+    def check(self, scope: Scope) -> None:
+        """Raises FORBIDDEN_HOST or FORBIDDEN_ORIGIN."""
+        host = origin = b""
         for name, value in scope["headers"]:
             if name == b"host":
-                host = value.decode("latin-1")
+                host = value
             elif name == b"origin":
-                origin = value.decode("latin-1")
+                origin = value or b"null"
         if self._checks_host:
-            name = host_name(host or "")
+            name = host_name(host.decode("latin-1"))
             if name not in _LOCAL and name not in self._allowed:
-                return CloudAIError(
+                raise CloudAIError(
                     Code.FORBIDDEN_HOST,
                     "This server is bound to loopback and answers to localhost only; CLOUDAI_ALLOWED_HOSTS adds names",
-                    {"host": (host or "")[:255]},
+                    {"host": host.decode("latin-1")[:255]},
                 )
-        if origin is not None and not self._same_site(origin, host or ""):
-            return CloudAIError(
-                Code.FORBIDDEN_ORIGIN, "Pages of other sites may not use this API", {"origin": origin[:255]}
+        if origin and not self._same_site(origin.decode("latin-1"), host.decode("latin-1")):
+            raise CloudAIError(
+                Code.FORBIDDEN_ORIGIN,
+                "Pages of other sites may not use this API",
+                {"origin": origin.decode("latin-1")[:255]},
             )
-        return None
 
     def _same_site(self, origin: str, host: str) -> bool:
         site = _netloc(origin)

@@ -18,9 +18,8 @@ from limits.aio.storage import Storage
 from limits.aio.strategies import FixedWindowRateLimiter
 from limits.errors import ConfigurationError
 from limits.storage import storage_from_string
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from cloudai.api.answers import refuse
 from cloudai.api.clients import Clients
 from cloudai.errors import CloudAIError, Code
 from cloudai.settings import Settings, SettingsError
@@ -30,28 +29,30 @@ ANSWER = 1.0  # seconds the counter may take
 
 
 class RateLimit:
-    """Pure ASGI middleware. A window begins with an address's first request and lasts as long as the limit says."""
+    """A window begins with an address's first request and lasts as long as the limit says."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, clients: Clients) -> None:
-        self._app = app
+    def __init__(self, settings: Settings, clients: Clients) -> None:
         self._clients = clients
         self._submit = parse(settings.rate_limit_submit)
         self._status = parse(settings.rate_limit_status)
         self._limiter = FixedWindowRateLimiter(counter(settings.rate_limit_storage))
         self._trouble = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = self._kind(scope)
-        if kind is not None:
-            wait = await self._wait(kind[0], kind[1], self._clients.address(scope))
-            if wait:
-                await refuse(_limited(kind[0], kind[1], wait), scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    async def check(self, scope: Scope) -> None:
+        """Count a request. Raises RATE_LIMITED when it is one too many."""
+        if (kind := self._kind(scope)) is None:
+            return
+        limit, what = kind
+        wait = await self._wait(limit, what, self._clients.address(scope))
+        if wait:
+            raise CloudAIError(
+                Code.RATE_LIMITED,
+                f"Too many {what} from this address; try again in {wait} s",
+                {"limit": f"{limit.amount} per {limit.GRANULARITY.name}", "retry_after_seconds": wait},
+                retry_after=wait,
+            )
 
     def _kind(self, scope: Scope) -> tuple[RateLimitItem, str] | None:
-        if scope["type"] != "http":
-            return None
         path: str = scope["path"]
         if scope["method"] == "POST":
             return (self._submit, "task submissions") if path == "/api/tasks" else None
@@ -74,15 +75,6 @@ class RateLimit:
             logger.warning("the rate limit storage answers again")
             self._trouble = False
         return 0 if passes else max(math.ceil(reset - time.time()), 1)
-
-
-def _limited(limit: RateLimitItem, what: str, wait: int) -> CloudAIError:
-    return CloudAIError(
-        Code.RATE_LIMITED,
-        f"Too many {what} from this address; try again in {wait} s",
-        {"limit": f"{limit.amount} per {limit.GRANULARITY.name}", "retry_after_seconds": wait},
-        retry_after=wait,
-    )
 
 
 def counter(url: str) -> Storage:

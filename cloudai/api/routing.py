@@ -1,10 +1,13 @@
-"""The methods of one path, and reading a request: its headers, its query and a body of bounded size."""
+"""Which handler a request goes to, and reading a request: its headers, its query and a body of bounded size."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import cast
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Receive, Scope
 
 from cloudai.errors import CloudAIError, Code
 
@@ -36,7 +39,7 @@ class Request:
         """The first value of a header; `name` in lower case."""
         for key, value in self.scope["headers"]:
             if key == name:
-                return bytes(value)
+                return cast(bytes, value)
         return None
 
     async def json_body(self, limit: int) -> bytes:
@@ -51,7 +54,7 @@ class Request:
         length = self.header(b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
             raise _too_large(limit)
-        body = b""
+        body: bytes = b""
         while True:
             message = await self.receive()
             if message["type"] == "http.disconnect":
@@ -67,35 +70,58 @@ def _too_large(limit: int) -> CloudAIError:
     return CloudAIError(Code.BODY_TOO_LARGE, f"The body may have at most {limit} bytes", {"limit": limit})
 
 
-Handler = Callable[[Request], Awaitable[ASGIApp]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Methods:
-    """An ASGI application for one path: a handler a method. HEAD is GET without the body; OPTIONS lists the methods."""
+class Path:
+    """One path of the API: a handler a method. HEAD is GET without the body; OPTIONS lists the methods."""
 
-    def __init__(self, path: str, handlers: Mapping[str, Handler]) -> None:
-        self.path = path
+    def __init__(self, pattern: str, handlers: Mapping[str, Handler]) -> None:
+        self.pattern = pattern
         self.handlers = dict(handlers)
         if "GET" in handlers:
             self.handlers["HEAD"] = handlers["GET"]
         self.allowed = ", ".join(sorted({*self.handlers, "OPTIONS"}))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handler = self.handlers.get(scope["method"])
-        if handler is None:
-            await self._other(scope, send)
-            return
-        try:
-            response = await handler(Request(scope, receive))
-        except Disconnected:
-            return
-        await response(scope, receive, send)
+    def handler(self, method: str) -> Handler:
+        """Raises METHOD_NOT_ALLOWED."""
+        found = self.handlers.get(method)
+        if found is not None:
+            return found
+        if method == "OPTIONS":
+            return self._options
+        message = f"{method[:20]} is not a method of this path, which has {self.allowed}"
+        raise CloudAIError(Code.METHOD_NOT_ALLOWED, message, {"allowed": self.allowed})
 
-    async def _other(self, scope: Scope, send: Send) -> None:
-        if scope["method"] != "OPTIONS":
-            method = str(scope["method"])[:20]
-            message = f"{method} is not a method of this path, which has {self.allowed}"
-            raise CloudAIError(Code.METHOD_NOT_ALLOWED, message, {"allowed": self.allowed})
-        headers = [(b"allow", self.allowed.encode())]
-        await send({"type": "http.response.start", "status": 204, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
+    async def _options(self, _: Request) -> Response:
+        return Response(status_code=204, headers={"allow": self.allowed})
+
+
+class Paths:
+    """Finds the path of a request: by one look-up where it has no variable part, else by one regular expression each."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        every = list(paths)
+        self._fixed = {path.pattern: path for path in every if "{" not in path.pattern}
+        self._variable = [
+            (re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", path.pattern)), path)
+            for path in every
+            if "{" in path.pattern
+        ]
+
+    def find(self, scope: Scope) -> Path:
+        """Sets the scope's `path_params`. Raises ROUTE_NOT_FOUND."""
+        text: str = scope["path"]
+        found = self._fixed.get(text)
+        if found is not None:
+            return found
+        for pattern, path in self._variable:
+            if match := pattern.fullmatch(text):
+                scope["path_params"] = match.groupdict()
+                return path
+        raise no_route(text)
+
+
+def no_route(path: str) -> CloudAIError:
+    hint = "a path without the slash at its end" if path.endswith("/") and path != "/" else "one of those at /docs"
+    return CloudAIError(Code.ROUTE_NOT_FOUND, f"There is no such path; try {hint}", {"path": path[:255]})

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from cloudai.api import validation
 from cloudai.api.changes import Changes
@@ -28,7 +29,7 @@ class TaskLogs:
         self._store = store
         self._changes = changes
 
-    async def get(self, request: Request) -> ASGIApp:
+    async def get(self, request: Request) -> Response:
         task_id = task_id_of(request)
         query = validation.query(LogQuery, request.query)
         attempt = query.attempt
@@ -92,24 +93,25 @@ class TaskLogs:
             piece = await self._store.read_log(task_id, attempt, offset, PIECE if left is None else min(PIECE, left))
 
 
-class _Stream:
+class _Stream(Response):
     """Sends `pieces` until they end or the client goes away. `length`: how many bytes they have, where that is known."""
 
     def __init__(self, pieces: AsyncIterator[bytes], first: LogSlice | None, length: int | None = None) -> None:
+        self.status_code = 200
         self._pieces = pieces
-        self._headers = [
+        self._head: list[tuple[bytes, bytes]] = [
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"x-content-type-options", b"nosniff"),  # a task's output is never a page
             (b"cache-control", b"no-store"),
         ]
         if first is not None:
-            self._headers += [
+            self._head += [
                 (b"x-log-offset", b"%d" % first.offset),
                 (b"x-log-end", b"%d" % first.end),
                 (b"x-log-complete", b"true" if first.complete else b"false"),
             ]
         if length is not None:
-            self._headers.append((b"content-length", b"%d" % length))
+            self._head.append((b"content-length", b"%d" % length))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send, scope["method"] != "HEAD"))
@@ -124,7 +126,7 @@ class _Stream:
             await asyncio.gather(sending, leaving, return_exceptions=True)
 
     async def _send(self, send: Send, wanted: bool) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        await send({"type": "http.response.start", "status": 200, "headers": self._head})
         if wanted:
             # So that a follower knows at once that it is connected, though nothing may come for long.
             await send({"type": "http.response.body", "body": b"", "more_body": True})

@@ -7,7 +7,7 @@ import hashlib
 import re
 
 import orjson
-from starlette.types import ASGIApp
+from starlette.responses import Response
 
 from cloudai.api import validation, views
 from cloudai.api.answers import Json
@@ -17,11 +17,12 @@ from cloudai.api.crew import Crew
 from cloudai.api.models import ListQuery, NoQuery, TaskGetQuery, TaskRequest
 from cloudai.api.routing import Request
 from cloudai.errors import invalid, task_not_found
-from cloudai.resources import Resources, Task, TaskSpec
+from cloudai.resources import Resources, Task, TaskSpec, TaskStatus
 from cloudai.store.protocol import Idempotency, Store, TaskQuery
 
 REPAIR = 5.0  # seconds after which a held-back answer reads its task again, should a wake-up have been lost
-_TASK_ID = re.compile(r"task-(0|[1-9][0-9]{0,18})", re.ASCII)
+_TASK_ID = re.compile(r"task-(0|[1-9][0-9]{0,18})", re.ASCII).fullmatch
+_LARGEST_ID = f"task-{2**63 - 1}"
 _KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 
 
@@ -43,8 +44,7 @@ def spec_of(wish: TaskRequest) -> TaskSpec:
 def task_id_of(request: Request) -> str:
     """The id in the path. Raises TASK_NOT_FOUND for what cannot be one, so that the store only sees proper ids."""
     task_id = request.params["task_id"]
-    match = _TASK_ID.fullmatch(task_id)
-    if match is None or int(match[1]) >= 2**63:
+    if not _TASK_ID(task_id) or (len(task_id) == len(_LARGEST_ID) and task_id > _LARGEST_ID):
         raise task_not_found(validation.shown(task_id))
     return task_id
 
@@ -58,7 +58,7 @@ class Tasks:
         self._changes = changes
         self._max_body = max_body
 
-    async def submit(self, request: Request) -> ASGIApp:
+    async def submit(self, request: Request) -> Response:
         if request.query:
             validation.query(NoQuery, request.query)
         wish = validation.body(TaskRequest, await request.json_body(self._max_body))
@@ -66,14 +66,15 @@ class Tasks:
         task = await self._store.create_task(spec_of(wish), None if key is None else _idempotency(key, wish))
         return Json({"task_id": task.task_id, "status": "queued", "message": "Task submitted successfully"})
 
-    async def get(self, request: Request) -> ASGIApp:
+    async def get(self, request: Request) -> Response:
         task_id = task_id_of(request)
-        query = validation.query(TaskGetQuery, request.query)
-        if query.wait_seconds:
+        if request.query and (query := validation.query(TaskGetQuery, request.query)).wait_seconds:
             task = await self._changed(task_id, query)
         else:
             task = await self._store.get_task(task_id)
-        return Json(views.full(task, await self._crew.why(task)))
+        if task.status is TaskStatus.QUEUED:
+            return Json(views.full(task, await self._crew.why(task)))
+        return Json(views.full(task))
 
     async def _changed(self, task_id: str, query: TaskGetQuery) -> Task:
         """The task when it has ended or has another version than asked for, or when the time is over."""
@@ -91,7 +92,7 @@ class Tasks:
                 except TimeoutError:
                     continue
 
-    async def list(self, request: Request) -> ASGIApp:
+    async def list(self, request: Request) -> Response:
         query = validation.query(ListQuery, request.query)
         page = await self._store.list_tasks(
             TaskQuery(status=query.status, user_id=query.user_id, limit=query.limit, offset=query.offset)
@@ -102,7 +103,7 @@ class Tasks:
             tasks = [views.summary(task) for task in page.tasks]
         return Json({"tasks": tasks, "total": page.total, "limit": query.limit, "offset": query.offset})
 
-    async def cancel(self, request: Request) -> ASGIApp:
+    async def cancel(self, request: Request) -> Response:
         task_id = task_id_of(request)
         validation.query(NoQuery, request.query)
         await self._store.cancel_task(task_id)

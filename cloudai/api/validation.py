@@ -46,6 +46,8 @@ def body(model: type[M], data: bytes) -> M:
 
 def query(model: type[M], query_string: bytes) -> M:
     """A query string as `model`; an unknown or repeated parameter is refused."""
+    if not query_string:
+        return model()
     given: dict[str, str] = {}
     try:
         pairs = parse_qsl(

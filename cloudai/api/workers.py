@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 
-from starlette.types import ASGIApp
+from starlette.responses import Response
 
 from cloudai.api import validation, views
 from cloudai.api.answers import Json
@@ -28,14 +28,14 @@ class Workers:
         self._store = store
         self._heartbeat_ms = heartbeat_ms
 
-    async def list(self, request: Request) -> ASGIApp:
+    async def list(self, request: Request) -> Response:
         validation.query(NoQuery, request.query)
         now = now_ms()
         return Json(
             {"workers": [views.worker(state, now, self._heartbeat_ms) for state in await self._store.list_workers()]}
         )
 
-    async def get(self, request: Request) -> ASGIApp:
+    async def get(self, request: Request) -> Response:
         validation.query(NoQuery, request.query)
         worker_id = request.params["worker_id"]
         if not _WORKER_ID.fullmatch(worker_id):
@@ -46,7 +46,7 @@ class Workers:
         document = views.worker(state, now_ms(), self._heartbeat_ms)
         return Json(document | {"running_tasks": [views.running_task(run) for run in runs]})
 
-    async def cluster(self, request: Request) -> ASGIApp:
+    async def cluster(self, request: Request) -> Response:
         validation.query(NoQuery, request.query)
         workers = await self._store.list_workers()
         return Json(views.cluster(workers, await self._store.totals(), now_ms(), self._heartbeat_ms))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 from cloudai.resources import Run, Task, TaskStatus, run_id
@@ -10,14 +11,19 @@ from cloudai_controller.feed import Keys
 from cloudai_controller.state import Terms, View
 
 
+BREATH = 1000  # tasks taken in at a stretch, while others of the process wait
+
+
 async def load(store: Store, terms: Terms, now: int) -> tuple[View, int]:
     """Everything active, and the revision it was read at."""
     snapshot = await store.snapshot()
     view = View(terms, now)
     for worker in snapshot.workers.values():
         view.put_worker(worker)
-    for task in snapshot.tasks.values():
+    for number, task in enumerate(snapshot.tasks.values()):
         view.put_task(task)
+        if number % BREATH == 0:
+            await asyncio.sleep(0)
     for run in snapshot.runs.values():
         view.put_run(run)
     ended = [key for task in view.tasks.values() if (key := _current(task)) and key not in snapshot.runs]

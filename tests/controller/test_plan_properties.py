@@ -86,5 +86,5 @@ class Lives(RuleBasedStateMachine):
         assert places == [action for action in read if isinstance(action, Place)]
 
 
-class TestLives(Lives.TestCase):
-    settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestLives = Lives.TestCase
+TestLives.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

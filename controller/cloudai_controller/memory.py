@@ -10,7 +10,6 @@ from cloudai.store.protocol import Store
 from cloudai_controller.feed import Keys
 from cloudai_controller.state import Terms, View
 
-
 BREATH = 1000  # tasks taken in at a stretch, while others of the process wait
 
 

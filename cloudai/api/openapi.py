@@ -82,7 +82,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     choices = [choice for choice in schema.get("anyOf", []) if choice != {"type": "null"}]
     if len(choices) == 1:
         rest: dict[str, Any] = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
-        return rest | choices[0]
+        return {**rest, **choices[0]}
     return schema
 
 

@@ -77,7 +77,9 @@ def api_part(store: Store, settings: Settings, listener: socket.socket, listenin
             proxy_headers=False,  # the facade itself decides which forwarded addresses it believes
             server_header=False,
             lifespan="on",
+            http="httptools",
             ws_max_size=MAX_FRAME,
+            ws_per_message_deflate=False,  # costs more than it saves where a message goes to many
             timeout_graceful_shutdown=CLOSING_SECONDS,
         )
         server = _Server(config, listening)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -98,16 +99,17 @@ def metrics() -> str:
     """Every metric of our own, by the endpoint that serves it."""
     from prometheus_client import REGISTRY
 
-    import cloudai_controller.metrics  # noqa: F401 - registers what the controller counts
     from cloudai.metrics import Metrics
 
+    for module in ("cloudai_controller.metrics", "cloudai_agent.metrics"):
+        importlib.import_module(module)  # they register what they count
     lines = [
         "# Metrics",
         "",
         NOTICE,
         "",
-        "The API serves them at `/metrics`, with those of a controller in the same process (`cloudai up`) and of the process",
-        "itself (`process_…`, `python_…`). Each agent serves its own at the port of `CLOUDAI_HEALTH_PORT`.",
+        "The API serves them at `/metrics`, with those of a controller and an agent in the same process (`cloudai up`) and of",
+        "the process itself (`process_…`, `python_…`). Each agent serves its own at the port of `CLOUDAI_HEALTH_PORT`.",
         "",
         "| Metric | Kind | What it says |",
         "|---|---|---|",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cloudai.resources import GpuShare, Resources, Run
 
@@ -52,7 +52,7 @@ class RunRefused(Exception):
 class Runtime(Protocol):
     """Operations are idempotent: creating what exists, starting what runs, stopping or removing what is gone are no errors."""
 
-    kind: str  # "docker" or "process"
+    kind: Literal["docker", "process"]
 
     def bind(self, cluster_id: str, worker_id: str) -> None:
         """Say whose containers are ours; before any call about containers."""
@@ -103,8 +103,8 @@ class Runtime(Protocol):
         """Both streams in order from byte `offset`, following until the container has ended and every byte was given."""
         ...
 
-    def storage_used(self, run_id: str) -> int:
-        """Bytes the container has written to its own file system."""
+    def storage_used(self) -> dict[str, int]:
+        """Bytes that each of our containers has written to its own file system, by run id."""
         ...
 
     def events(self) -> Iterator[str | None]:

@@ -1,0 +1,173 @@
+"""The connection to the server: made, kept, made again. What is said on it is cloudai.wire; what it means is the loop's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from typing import Protocol
+
+from pydantic import ValidationError
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+
+from cloudai.wire import (
+    MAX_FRAME,
+    PATH,
+    HeartbeatAck,
+    LogAck,
+    Message,
+    Refused,
+    Register,
+    Registered,
+    Runs,
+    encode,
+    encode_log,
+    from_server,
+)
+
+log = logging.getLogger("cloudai.agent")
+
+FIRST_RETRY = 0.1  # seconds
+LAST_RETRY = 5.0
+REFUSED_RETRY = 15.0
+ANSWER_SECONDS = 15.0  # how long the server may take to answer a registration
+
+
+class Listener(Protocol):
+    """Who is told of the connection."""
+
+    def register(self) -> tuple[Register, float]:
+        """What to say first, and when (by the lease's clock) it is said."""
+        ...
+
+    def registered(self, terms: Registered, sent_at: float) -> None: ...
+
+    def told(self, runs: Runs) -> None: ...
+
+    def acknowledged(self, beat: HeartbeatAck) -> None: ...
+
+    def stored(self, ack: LogAck) -> None: ...
+
+    def disconnected(self) -> None: ...
+
+
+class Link:
+    """`run` keeps a connection for as long as it runs; `send` is dropped silently where there is none.
+
+    Whoever needs something to arrive says it again on the next connection, or until the server shows that it knows.
+    """
+
+    def __init__(self, server: str, token: str, listener: Listener) -> None:
+        scheme, _, rest = server.rstrip("/").partition("://")
+        self.url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}{PATH}"
+        self._token = token
+        self._listener = listener
+        self._out: asyncio.Queue[str | bytes] | None = None
+
+    def send(self, message: Message) -> None:
+        if self._out is not None:
+            self._out.put_nowait(encode(message))
+
+    def send_log(self, run_id: str, offset: int, data: bytes) -> None:
+        if self._out is not None:
+            self._out.put_nowait(encode_log(run_id, offset, data))
+
+    async def run(self) -> None:
+        delay = FIRST_RETRY
+        while True:
+            try:
+                await self._connect()
+                delay = FIRST_RETRY
+            except _Refusal as refusal:
+                log.error("%s", refusal)
+                delay = REFUSED_RETRY
+            except (OSError, InvalidHandshake, TimeoutError, ConnectionClosed, ValidationError, ValueError) as error:
+                log.warning("no connection to %s (%s), trying again", self.url, _words(error))
+                delay = min(delay * 2, LAST_RETRY)
+            # Many agents that lost one server must not all come back at once.
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+
+    async def _connect(self) -> None:
+        headers = {"Authorization": f"Bearer {self._token}"}
+        options = {"max_size": 16 * MAX_FRAME, "open_timeout": ANSWER_SECONDS, "close_timeout": 2, "compression": None}
+        try:
+            connection = await connect(self.url, additional_headers=headers, proxy=None, **options)  # type: ignore[arg-type]
+        except InvalidStatus as error:
+            raise _refusal(error) from None
+        except InvalidURI as error:
+            raise ValueError(f"--server: {error}") from None
+        async with connection:
+            register, sent_at = self._listener.register()
+            await connection.send(encode(register))
+            terms = from_server.validate_json(await asyncio.wait_for(connection.recv(), ANSWER_SECONDS))
+            if isinstance(terms, Refused):
+                raise _Refusal(terms.message)
+            if not isinstance(terms, Registered):
+                raise ValueError("the server did not answer the registration")
+            self._out = asyncio.Queue()
+            try:
+                self._listener.registered(terms, sent_at)
+                await self._talk(connection, terms.heartbeat_seconds)
+            finally:
+                self._out = None
+                self._listener.disconnected()
+
+    async def _talk(self, connection: ClientConnection, heartbeat_seconds: float) -> None:
+        assert self._out is not None
+        tasks = [
+            asyncio.ensure_future(self._receive(connection)),
+            asyncio.ensure_future(self._pass_out(connection, self._out)),
+            asyncio.ensure_future(_probe(connection, heartbeat_seconds)),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive(self, connection: ClientConnection) -> None:
+        async for text in connection:
+            message = from_server.validate_json(text)
+            match message:
+                case Runs():
+                    self._listener.told(message)
+                case LogAck():
+                    self._listener.stored(message)
+                case HeartbeatAck():
+                    self._listener.acknowledged(message)
+                case _:
+                    raise ValueError(f"the server said `{message.type}` at the wrong time")
+        log.info("the server closed the connection: %s", connection.close_reason or connection.close_code)
+
+    async def _pass_out(self, connection: ClientConnection, out: asyncio.Queue[str | bytes]) -> None:
+        while True:
+            await connection.send(await out.get())
+
+
+async def _probe(connection: ClientConnection, heartbeat_seconds: float) -> None:
+    """Ends a connection whose other side is silent: a network that was cut says nothing by itself."""
+    while True:
+        await asyncio.sleep(heartbeat_seconds)
+        pong = await connection.ping()
+        await asyncio.wait_for(pong, max(heartbeat_seconds, 1.0))
+
+
+class _Refusal(Exception):
+    """The server does not want this agent."""
+
+
+def _refusal(error: InvalidStatus) -> Exception:
+    if error.response.status_code == 401:
+        return _Refusal("the server does not know this join token: make one with `cloudai token create` and restart")
+    with contextlib.suppress(UnicodeDecodeError):
+        return ConnectionError(f"HTTP {error.response.status_code} {bytes(error.response.body).decode()[:200]}")
+    return ConnectionError(f"HTTP {error.response.status_code}")
+
+
+def _words(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,0 +1,442 @@
+"""The agent: keeps each run's container as the server wishes it. `reconcile.next_step` decides, this acts.
+
+Everything here belongs to one event loop; the runtime's blocking calls happen in threads, at most one a run at a time.
+A pass over a run is asked for by a message, an event of the runtime, the end of a call, or the time; it may be asked for
+too often without harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from cloudai.resources import GIB, Resources
+from cloudai.settings import Settings
+from cloudai.wire import HeartbeatAck, HeartbeatMessage, LogAck, Register, Registered, Report, Runs
+from cloudai_agent import gpus, metrics, telemetry
+from cloudai_agent.health import Health, local_address
+from cloudai_agent.lease import clock
+from cloudai_agent.link import Link
+from cloudai_agent.memory import Memory, recall
+from cloudai_agent.reconcile import (
+    Cause,
+    Create,
+    Fetch,
+    Refusal,
+    Remove,
+    Start,
+    Step,
+    Stop,
+    Tell,
+    deadline_of,
+    next_step,
+)
+from cloudai_agent.runs import Known, Watched
+from cloudai_agent.runtime import Container, ContainerState, EngineDown, RunRefused, Runtime
+
+log = logging.getLogger("cloudai.agent")
+
+T = TypeVar("T")
+CALLS = 64  # runtime calls at a time
+LOOK_SECONDS = 30.0  # how often all containers are listed again: repairs what an event did not tell
+PROGRESS_SECONDS = 1.0  # between reports of how far a pull is
+RETRY_SECONDS = 1.0  # between questions to an engine that does not answer
+PROCESS_NOTE = "Runs as a plain process of the worker: the image is ignored."
+
+
+class Agent:
+    """One worker. `run` returns soon after `stop` is set; containers go on and are taken up by the next agent."""
+
+    def __init__(self, settings: Settings, token: str, runtime: Runtime) -> None:
+        self._settings = settings
+        self._runtime = runtime
+        self._worker_id = settings.worker_id or "worker-1"
+        self._link = Link(settings.server, token, self)
+        self._memory: Memory = recall(Path(settings.data_dir), self._worker_id)
+        self._known: Known = Known(runtime, settings, self._changed, self._link.send_log)
+        self._problem: str | None = "the engine was not asked yet"
+        self._capacity: Resources | None = None
+        self._address = ""
+        self._note = PROCESS_NOTE if runtime.kind == "process" else None
+        self._heartbeat_seconds = 10.0
+        self._dirty: set[str] = set()
+        self._wake = asyncio.Event()
+        self._beat = asyncio.Event()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pool = ThreadPoolExecutor(CALLS, thread_name_prefix="runtime")
+        with Health(self._settings.health_port, lambda: self._problem) as health:
+            host = self._settings.advertise_address or local_address(self._settings.server)
+            self._address = f"{host}:{health.port}"
+            if self._memory.cluster_id:
+                self._runtime.bind(self._memory.cluster_id, self._worker_id)
+            works = [self._watch_engine(), self._reconcile(), self._heartbeats(), self._watch_storage()]
+            tasks = [asyncio.ensure_future(work) for work in works]
+            asked = asyncio.ensure_future(stop.wait())
+            try:
+                done, _ = await asyncio.wait([asked, *tasks], return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                self._stopping = True
+                for task in (asked, *tasks, *self._calls):
+                    task.cancel()
+                await asyncio.gather(asked, *tasks, *self._calls, return_exceptions=True)
+                self._known.close()
+                self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _call(self, function: Callable[..., T], *arguments: object) -> T:
+        return await self._loop.run_in_executor(self._pool, lambda: function(*arguments))
+
+    # -- the engine
+
+    async def _watch_engine(self) -> None:
+        """Ask until the engine answers, join the cluster, then look again whenever something may have been missed."""
+        await self._until_engine_answers()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._link.run())
+            group.create_task(self._listen())
+            while True:
+                if self._problem is not None:
+                    await self._until_engine_answers()
+                elif self._memory.cluster_id:
+                    await self._look()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._known.look.wait(), LOOK_SECONDS)
+                self._known.look.clear()
+
+    async def _until_engine_answers(self) -> None:
+        while True:
+            try:
+                await self._call(self._runtime.ping)
+                if self._capacity is None:
+                    self._capacity = await self._call(capacity, self._runtime, self._settings)
+            except EngineDown as error:
+                self._lost_engine(error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if self._problem is not None:
+                log.info("the %s runtime answers", self._runtime.kind)
+                self._problem = None
+                self._beat.set()
+                self._known.look.set()
+                self._known.resume_logs()
+            return
+
+    def _lost_engine(self, error: EngineDown) -> None:
+        if self._problem != str(error):
+            log.warning("the %s runtime does not answer: %s", self._runtime.kind, error)
+            self._problem = str(error)
+            self._beat.set()
+        self._known.look.set()
+
+    async def _look(self) -> None:
+        """List all our containers."""
+        asked_at = time.monotonic()
+        try:
+            found = await self._call(self._runtime.containers)
+        except EngineDown as error:
+            self._lost_engine(error)
+            return
+        self._known.found(found, asked_at)
+        metrics.CONTAINERS.set(sum(container.state is ContainerState.RUNNING for container in found))
+
+    async def _listen(self) -> None:
+        """Pass the runtime's events on, from a thread that ends with the process."""
+        events: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def listen() -> None:
+            for run_id in self._runtime.events():
+                try:
+                    self._loop.call_soon_threadsafe(events.put_nowait, run_id)
+                except RuntimeError:
+                    return
+
+        while not self._memory.cluster_id:
+            await self._known.joined.wait()
+        threading.Thread(target=listen, name="events", daemon=True).start()
+        while True:
+            run_id = await events.get()
+            if run_id is None:
+                self._known.look.set()
+            else:
+                self._known.stale(run_id)
+
+    # -- reconciling
+
+    def _changed(self, run_id: str) -> None:
+        self._dirty.add(run_id)
+        self._wake.set()
+
+    async def _reconcile(self) -> None:
+        while True:
+            timeout = self._until_next_time()
+            try:
+                await asyncio.wait_for(self._wake.wait(), timeout)
+            except TimeoutError:
+                self._dirty.update(self._known.runs)
+            self._wake.clear()
+            dirty, self._dirty = self._dirty, set()
+            for run_id in dirty:
+                self._step(run_id)
+
+    def _until_next_time(self) -> float | None:
+        """Seconds until the lease, a deadline or an unanswered report needs a look."""
+        now = _now()
+        times = [
+            (deadline - now) / 1000
+            for watched in self._known.runs.values()
+            if watched.wish and watched.container and watched.container.state is ContainerState.RUNNING
+            if (deadline := deadline_of(watched.wish, watched.container)) is not None
+        ]
+        times += [again - time.monotonic() for watched in self._known.runs.values() if (again := watched.tell_again())]
+        lease_ends = self._memory.lease.ends_at()
+        if lease_ends is not None and not self._memory.lease.over(clock()):
+            times.append(lease_ends - clock())
+        return max(0.01, min(times)) if times else None
+
+    def _step(self, run_id: str) -> None:
+        watched = self._known.runs.get(run_id)
+        if watched is None or self._problem is not None or self._stopping:
+            return
+        if watched.stale and not watched.busy:
+            self._operate(watched, self._inspect(watched))
+            return
+        if not self._known.wished and not self._memory.lease.over(clock()):
+            return  # before the server has told its wish, nothing is known to be unwanted
+        view = watched.view(_now(), self._memory, self._note, fenced=self._memory.lease.over(clock()))
+        step = next_step(view)
+        watched.telling = isinstance(step, Tell)
+        if step is None:
+            self._known.forget(run_id)
+            return
+        self._act(watched, step)
+
+    def _act(self, watched: Watched, step: Step) -> None:
+        match step:
+            case Tell():
+                if watched.should_tell(step):
+                    self._link.send(_report(watched, step))
+            case Fetch():
+                self._operate(watched, self._fetch(watched))
+            case Create():
+                self._operate(watched, self._create(watched))
+            case Start():
+                self._operate(watched, self._start(watched))
+            case Stop(cause):
+                self._operate(watched, self._stop(watched, cause))
+            case Remove():
+                self._operate(watched, self._remove(watched))
+
+    def _operate(self, watched: Watched, work: Coroutine[None, None, None]) -> None:
+        """Do one thing to a run's container; then look at the run again."""
+        watched.busy = True
+        watched.touched = time.monotonic()
+
+        async def operate() -> None:
+            try:
+                await work
+            except EngineDown as error:
+                watched.stale = True  # it may or may not have happened
+                self._lost_engine(error)
+            except RunRefused as error:
+                watched.refusal = Refusal(error.reason, error.message)
+            finally:
+                watched.busy = False
+                watched.touched = time.monotonic()
+                self._changed(watched.run_id)
+
+        task = asyncio.ensure_future(operate())
+        self._calls.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._calls.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a call to the runtime failed unexpectedly", exc_info=error)
+
+    async def _inspect(self, watched: Watched) -> None:
+        watched.stale = False
+        self._known.saw(watched, await self._call(self._runtime.container, watched.run_id))
+
+    async def _fetch(self, watched: Watched) -> None:
+        wish = watched.wish
+        assert wish is not None
+
+        told_at = 0.0
+
+        def progress(text: str) -> None:
+            nonlocal told_at
+            if time.monotonic() - told_at >= PROGRESS_SECONDS:
+                told_at = time.monotonic()
+                self._loop.call_soon_threadsafe(watched.progressed, text)
+
+        def cancelled() -> bool:
+            return self._stopping or watched.wish is None or watched.wish.stop_requested
+
+        present = await self._call(self._runtime.has_image, wish.image)
+        if not present:
+            watched.progressed(f"Pulling {wish.image}")
+            await self._call(self._runtime.pull, wish.image, progress, cancelled)
+        watched.progress = None
+        watched.fetched = True
+
+    async def _create(self, watched: Watched) -> None:
+        assert watched.wish is not None
+        wish = watched.wish
+        await self._call(self._runtime.create, wish)
+        watched.container = Container(
+            run_id=watched.run_id, task_id=wish.task_id, attempt=wish.attempt, state=ContainerState.CREATED
+        )
+
+    async def _start(self, watched: Watched) -> None:
+        assert watched.container is not None
+        if self._memory.lease.over(clock()):
+            return
+        await self._call(self._runtime.start, watched.run_id)
+        metrics.STARTED.inc()
+        # An event may have told its end already; then the look that follows knows better.
+        watched.container = replace(watched.container, state=ContainerState.RUNNING, started_at=_now())
+        self._known.follow(watched)
+
+    async def _stop(self, watched: Watched, cause: Cause | None) -> None:
+        if cause is not None and watched.run_id not in self._memory.causes:
+            self._memory.causes[watched.run_id] = cause
+            self._memory.save()
+        log.info("stopping %s (%s)", watched.run_id, cause or "not wanted any more", extra={"run_id": watched.run_id})
+        await self._call(self._runtime.stop, watched.run_id, self._memory.grace_seconds)
+        watched.stale = True
+
+    async def _remove(self, watched: Watched) -> None:
+        await self._call(self._runtime.remove, watched.run_id)
+        watched.container = None
+        if self._memory.causes.pop(watched.run_id, None):
+            self._memory.save()
+
+    # -- storage
+
+    async def _watch_storage(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.storage_check_seconds)
+            limited = {
+                watched.run_id: watched.wish.resources.storage
+                for watched in self._known.runs.values()
+                if watched.wish and watched.wish.resources.storage and watched.running
+            }
+            if not limited or self._problem is not None:
+                continue
+            try:
+                used = await self._call(self._runtime.storage_used)
+            except EngineDown as error:
+                self._lost_engine(error)
+                continue
+            for run_id, limit in limited.items():
+                if used.get(run_id, 0) > limit:
+                    self._memory.causes.setdefault(run_id, Cause.STORAGE)
+                    self._memory.save()
+                    self._changed(run_id)
+
+    # -- what the link tells
+
+    def register(self) -> tuple[Register, float]:
+        assert self._capacity is not None
+        amounts = self._capacity
+        message = Register(
+            worker_id=self._worker_id,
+            identity=self._memory.identity,
+            address=self._address,
+            runtime=self._runtime.kind,
+            cpu=amounts.cpu,
+            memory=amounts.memory,
+            storage=amounts.storage,
+            gpu=amounts.gpu,
+            ready=self._problem is None,
+            problem=self._problem,
+        )
+        return message, clock()
+
+    def registered(self, terms: Registered, sent_at: float) -> None:
+        log.info("joined %s as %s", self._link.url, self._worker_id)
+        metrics.CONNECTED.set(1)
+        self._heartbeat_seconds = terms.heartbeat_seconds
+        memory = self._memory
+        memory.cluster_id = terms.cluster_id
+        memory.grace_seconds = terms.stop_grace_seconds
+        memory.lease.seconds = terms.lease_seconds
+        memory.lease.renew(sent_at)
+        memory.save()
+        self._runtime.bind(terms.cluster_id, self._worker_id)
+        self._known.joining()
+        self._beat.set()
+
+    def told(self, runs: Runs) -> None:
+        self._known.told(runs)
+
+    def acknowledged(self, beat: HeartbeatAck) -> None:
+        self._memory.lease.renew(beat.sent_at)
+        self._memory.save()
+
+    def stored(self, ack: LogAck) -> None:
+        watched = self._known.runs.get(ack.run_id)
+        if watched and watched.shipment:
+            watched.shipment.acknowledged(ack.end)
+
+    def disconnected(self) -> None:
+        metrics.CONNECTED.set(0)
+        self._known.disconnected()
+
+    async def _heartbeats(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._beat.wait(), self._heartbeat_seconds)
+            self._beat.clear()
+            cpu, memory = telemetry.usage()
+            self._link.send(
+                HeartbeatMessage(
+                    sent_at=clock(),
+                    ready=self._problem is None,
+                    problem=self._problem[:1000] if self._problem else None,
+                    cpu_usage=cpu,
+                    memory_usage=memory,
+                )
+            )
+
+
+def _report(watched: Watched, tell: Tell) -> Report:
+    assert watched.wish is not None
+    return Report(
+        task_id=watched.wish.task_id,
+        attempt=watched.wish.attempt,
+        phase=tell.phase,
+        started_at=tell.started_at,
+        finished_at=tell.finished_at,
+        exit_code=tell.exit_code,
+        reason=tell.reason,
+        message=tell.message[:2000] if tell.message else None,
+    )
+
+
+def capacity(runtime: Runtime, settings: Settings) -> Resources:
+    """What the worker offers: the operator's figures, else all cores, 90 % of the memory and 80 % of the free storage."""
+    machine = runtime.capacity()
+    return Resources(
+        cpu=machine.cpu if settings.cpu is None else round(settings.cpu * 1000),
+        memory=machine.memory * 9 // 10 if settings.memory is None else round(settings.memory * GIB),
+        storage=machine.storage * 8 // 10 if settings.storage is None else round(settings.storage * GIB),
+        gpu=1000 * (gpus.count() if settings.gpu is None else settings.gpu),
+    )
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

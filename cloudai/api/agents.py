@@ -1,0 +1,233 @@
+"""The agents' own endpoint: one WebSocket a worker (cloudai.wire says what is said on it).
+
+The hub only passes on: what a worker says goes to the store, and what the store then holds of its runs goes to the worker.
+It decides nothing, so it may be killed and started at any instant, and there may be several.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from cloudai.api.agent_session import Beat, Session
+from cloudai.api.answers import envelope
+from cloudai.errors import CloudAIError, Code
+from cloudai.resources import Run, Worker
+from cloudai.settings import Settings
+from cloudai.store.protocol import Heartbeat, Kind, Pruned, Store
+from cloudai.wire import (
+    PROTOCOL,
+    HeartbeatAck,
+    Refused,
+    Register,
+    Registered,
+    from_agent,
+)
+
+log = logging.getLogger("cloudai.agents")
+
+FIRST_MESSAGE_SECONDS = 10.0
+RETRY_SECONDS = 1.0
+POLICY_VIOLATION = 1008
+TRY_AGAIN = 1013
+
+
+class AgentHub:
+    """`connect` serves one agent; `run` goes on as long as the facade does."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._settings = settings
+        self._flush_seconds = min(1.0, settings.heartbeat_seconds / 2)
+        self._sessions: dict[str, Session] = {}
+        self._beats: list[Beat] = []
+
+    async def run(self) -> None:
+        await asyncio.gather(self._follow(), self._flush_beats())
+
+    # -- one agent
+
+    async def connect(self, websocket: WebSocket) -> None:
+        """Serve an agent until it goes. A bad token or an unreachable store is an HTTP error of the handshake."""
+        try:
+            await self._check_token(websocket)
+        except CloudAIError as error:
+            await websocket.send_denial_response(envelope(error))
+            return
+        await websocket.accept()
+        try:
+            session = await self._register(websocket)
+            if session is not None:
+                await self._serve(session)
+        except WebSocketDisconnect:
+            pass
+        except (ValidationError, ValueError, KeyError) as error:
+            log.warning("an agent sent what it must not: %s", str(error).partition("\n")[0])
+            await _close(websocket, POLICY_VIOLATION, "not understood")
+        except CloudAIError as error:
+            # The agent connects again and says what it still has to say.
+            log.warning("an agent is sent away for now: %s", error.details.get("reason", error.message))
+            await _close(websocket, TRY_AGAIN, "the store does not answer")
+
+    async def _check_token(self, websocket: WebSocket) -> None:
+        scheme, _, token = websocket.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not await self._store.has_token(hashlib.sha256(token.encode()).digest()):
+            raise CloudAIError(
+                Code.UNAUTHORIZED,
+                "This join token is not known; make one with `cloudai token create` where the API runs",
+            )
+
+    async def _register(self, websocket: WebSocket) -> Session | None:
+        try:
+            text = await asyncio.wait_for(websocket.receive_text(), FIRST_MESSAGE_SECONDS)
+        except TimeoutError:
+            raise ValueError("nothing came within 10 seconds") from None
+        message = from_agent.validate_json(text)
+        if not isinstance(message, Register):
+            raise ValueError("the first message must be `register`")
+        refusal = await self._refusal(message)
+        if refusal is not None:
+            log.warning("worker %s is refused: %s", message.worker_id, refusal.message)
+            await websocket.send_text(refusal.model_dump_json())
+            await _close(websocket, POLICY_VIOLATION, refusal.code)
+            return None
+        now = _now()
+        worker = Worker(
+            worker_id=message.worker_id,
+            identity=message.identity,
+            address=message.address,
+            capacity=message.capacity,
+            runtime=message.runtime,
+            registered_at=now,
+            last_heartbeat=now,
+            ready=message.ready,
+            problem=message.problem,
+        )
+        await self._store.register_worker(worker)
+        return Session(websocket, message.worker_id, message.identity)
+
+    async def _refusal(self, message: Register) -> Refused | None:
+        if message.protocol != PROTOCOL:
+            text = f"this server speaks version {PROTOCOL} of the agents' protocol, the agent {message.protocol}"
+            return Refused(code="protocol", message=f"{text}: run the same CloudAI on both")
+        known = (await self._store.get_workers([message.worker_id])).get(message.worker_id)
+        if known is None or known.identity == message.identity:
+            return None
+        if _now() - known.last_heartbeat > self._settings.lease_seconds * 1000:
+            return None
+        text = f"another machine is worker {message.worker_id} and its lease holds: give this one another --worker-id"
+        return Refused(code="name_taken", message=f"{text}, or wait until the lease ends")
+
+    async def _serve(self, session: Session) -> None:
+        before = self._sessions.get(session.worker_id)
+        # Known before the wish is read: what changes meanwhile is told afterwards.
+        self._sessions[session.worker_id] = session
+        if before is not None:
+            before.end("a newer connection of this worker")
+        log.info("worker %s has joined", session.worker_id, extra={"worker_id": session.worker_id})
+        try:
+            session.send(self._terms())
+            await self._tell_all(session)
+            await session.serve(self._store, self._beats)
+        finally:
+            if self._sessions.get(session.worker_id) is session:
+                del self._sessions[session.worker_id]
+            log.info("worker %s has gone", session.worker_id, extra={"worker_id": session.worker_id})
+
+    def _terms(self) -> Registered:
+        lease = self._settings.lease_seconds
+        return Registered(
+            cluster_id=self._store.cluster_id,
+            heartbeat_seconds=self._settings.heartbeat_seconds,
+            lease_seconds=None if lease == float("inf") else lease,
+            stop_grace_seconds=self._settings.stop_grace_seconds,
+        )
+
+    # -- the wish
+
+    async def _tell_all(self, session: Session) -> None:
+        """Send a worker its whole wish."""
+        session.begin_whole()
+        runs = await self._store.runs_of_worker(session.worker_id)
+        ends = await self._store.log_ends([run.run_id for run in runs])
+        late = session.send_whole(runs, ends)
+        self._tell((await self._store.get_runs(late)).values())
+
+    def _tell(self, runs: Iterable[Run]) -> None:
+        """Send changed runs to the workers that have them."""
+        mine: defaultdict[str, list[Run]] = defaultdict(list)
+        for run in runs:
+            mine[run.worker_id].append(run)
+        for worker_id, changed in mine.items():
+            if worker_id in self._sessions:
+                self._sessions[worker_id].send_changed(changed)
+
+    async def _follow(self) -> None:
+        """Pass on every change of a run, for ever."""
+        revision: int | None = None
+        while True:
+            try:
+                async for batch in self._store.watch(revision):
+                    keys = list(dict.fromkeys(change.key for change in batch if change.kind is Kind.RUN))
+                    if keys and self._sessions:
+                        self._tell((await self._store.get_runs(keys)).values())
+                    revision = batch[-1].revision
+            except Pruned:
+                revision = None
+                await self._repair()
+            except CloudAIError as error:
+                log.warning("cannot follow the store, trying again: %s", error.details.get("reason", error.message))
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _repair(self) -> None:
+        # From now on is read before the whole, so nothing falls between the two.
+        for session in list(self._sessions.values()):
+            session.end("changes were missed")
+
+    # -- heartbeats
+
+    async def _flush_beats(self) -> None:
+        """Store the heartbeats that came, all in one transaction, and acknowledge them once they are durable."""
+        while True:
+            await asyncio.sleep(self._flush_seconds)
+            beats, self._beats[:] = list(self._beats), []
+            if not beats:
+                continue
+            try:
+                await self._store.record_heartbeats([_stored(beat) for beat in beats])
+            except CloudAIError as error:
+                # Not acknowledged: the agents' leases run on, and their next heartbeats try again.
+                log.warning("heartbeats were not stored: %s", error.details.get("reason", error.message))
+                continue
+            for beat in beats:
+                beat.session.send(HeartbeatAck(sent_at=beat.message.sent_at))
+
+
+def _stored(beat: Beat) -> Heartbeat:
+    message = beat.message
+    return Heartbeat(
+        worker_id=beat.session.worker_id,
+        identity=beat.session.identity,
+        at=beat.at,
+        ready=message.ready,
+        problem=message.problem,
+        cpu_usage=message.cpu_usage,
+        memory_usage=message.memory_usage,
+    )
+
+
+async def _close(websocket: WebSocket, code: int, reason: str) -> None:
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it may be gone already
+        await websocket.close(code, reason)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -85,7 +85,8 @@ class Controller:
         if not 0 <= now - self._passed_at <= self._terms.heartbeat:
             view.observe_from(now)
         await memory.read(self._store, view, feed.take())
-        if now - self._refreshed_at >= self._terms.heartbeat // 2 or (view.expiry is not None and now >= view.expiry):
+        fresh = 0 <= now - self._refreshed_at < self._terms.heartbeat // 2
+        if not fresh or (view.expiry is not None and now >= view.expiry):
             await memory.refresh(self._store, view)
             self._refreshed_at = now
         with metrics.PLAN_SECONDS.time():

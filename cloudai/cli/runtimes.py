@@ -1,12 +1,10 @@
-"""Which runtime a worker uses, and why."""
+"""Which runtime a worker uses, and why. The library of the other one is not loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloudai_agent.docker import DockerRuntime
-from cloudai_agent.process import ProcessRuntime
 
 from cloudai.cli.place import StartRefused
 from cloudai.settings import Settings
@@ -46,6 +44,8 @@ def choose(settings: Settings, directory: Path, worker_id: str) -> Choice:
 
 
 def _docker(settings: Settings, *, known: bool) -> Choice:
+    from cloudai_agent.docker import DockerRuntime
+
     runtime = DockerRuntime(settings)
     try:
         runtime.ping()
@@ -65,4 +65,6 @@ def _docker(settings: Settings, *, known: bool) -> Choice:
 
 
 def _process(settings: Settings, why: str) -> Choice:
+    from cloudai_agent.process import ProcessRuntime
+
     return Choice(ProcessRuntime(settings), why, NO_ISOLATION)

@@ -1,0 +1,50 @@
+"""What an engine's silence and its errors mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+import urllib3
+from docker.errors import APIError, DockerException
+
+from cloudai_agent.runtime import EngineDown
+
+CALL_SECONDS = 60.0  # the longest that the engine may take over one call
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turns an engine that does not answer into EngineDown; its refusals of single calls pass through as APIError."""
+    try:
+        yield
+    except APIError as error:
+        if error.is_server_error() and _going_away(error):
+            raise EngineDown(f"The Docker engine is shutting down: {engine_words(error)}") from None
+        raise
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, DockerException) as error:
+        raise EngineDown(f"The Docker engine does not answer ({_cause(error)})") from None
+
+
+def engine_words(error: APIError) -> str:
+    """What the engine said, in one line."""
+    return " ".join(str(error.explanation or error).split())
+
+
+def _going_away(error: APIError) -> bool:
+    words = engine_words(error)
+    return any(sign in words for sign in ("connection refused", "containerd", "shutting down", "transport is closing"))
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost error says it shortest."""
+    text = str(error)
+    for sign in ("FileNotFoundError", "ConnectionRefusedError", "PermissionError"):
+        if sign in text:
+            return {
+                "FileNotFoundError": "there is no socket",
+                "ConnectionRefusedError": "connection refused",
+                "PermissionError": "no permission for its socket; join the group `docker` or run as root",
+            }[sign]
+    return text.partition("\n")[0][:200]

@@ -1,0 +1,125 @@
+"""Pulling images: with progress, within a time, given up when nobody wants it any more."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import docker
+from docker.errors import APIError, ImageNotFound, NotFound
+from docker.utils import parse_repository_tag
+
+from cloudai.resources import Reason
+from cloudai.settings import Settings
+from cloudai_agent.docker_calls import answering, engine_words
+from cloudai_agent.runtime import EngineDown, RunRefused
+
+LOOK_SECONDS = 0.1  # how often a silent pull is asked whether it is still wanted
+_END = object()
+
+
+def has_image(api: docker.APIClient, image: str, policy: str) -> bool:
+    """True when nothing is to be pulled; raises RunRefused where the policy is never to pull and the image is missing."""
+    if policy == "always":
+        return False
+    with answering():
+        try:
+            api.inspect_image(image)
+        except ImageNotFound:
+            if policy == "never":
+                text = f"The image {image} is not on this worker, and its pull policy is never to pull."
+                raise RunRefused(Reason.IMAGE_NOT_FOUND, text) from None
+            return False
+        except APIError as error:
+            raise refusal(image, engine_words(error)) from None
+    return True
+
+
+def pull(
+    api: docker.APIClient,
+    image: str,
+    settings: Settings,
+    progress: Callable[[str], None],
+    cancelled: Callable[[], bool],
+) -> None:
+    """Raises RunRefused for what the registry says, ImagePullTimeout after the setting's time."""
+    deadline = time.monotonic() + settings.pull_timeout_seconds
+    layers: dict[str, tuple[int, int]] = {}
+    for line in _lines(api, image, deadline, cancelled):
+        if line is None:
+            if cancelled():
+                return
+            if time.monotonic() >= deadline:
+                text = (
+                    f"Pulling {image} took longer than {settings.pull_timeout_seconds:g} s; check the registry and the"
+                    " network, or raise the worker's pull timeout."
+                )
+                raise RunRefused(Reason.IMAGE_PULL_TIMEOUT, text)
+            continue
+        if "error" in line:
+            raise refusal(image, str(line["error"]))
+        detail = line.get("progressDetail") or {}
+        if "total" in detail:
+            layers[line["id"]] = (detail.get("current", 0), detail["total"])
+            progress(_summary(image, layers))
+
+
+def _lines(
+    api: docker.APIClient, image: str, deadline: float, cancelled: Callable[[], bool]
+) -> Iterator[dict[str, Any] | None]:
+    """The engine's progress lines as they come, None in between; the stream is read by a thread, for it may be silent."""
+    lines: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    streams: list[Any] = []
+
+    def read() -> None:
+        try:
+            with answering():
+                # Without a tag the SDK would pull every tag there is.
+                repository, tag = parse_repository_tag(image)
+                stream = api.pull(repository, tag or "latest", stream=True, decode=True)
+                streams.append(stream)
+                for line in stream:
+                    lines.put(line)
+            lines.put(_END)
+        except (EngineDown, APIError, ValueError) as error:
+            lines.put(error)
+
+    threading.Thread(target=read, name="pull", daemon=True).start()
+    while True:
+        if cancelled() or time.monotonic() >= deadline:
+            yield None
+        try:
+            line = lines.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            yield None
+            continue
+        if line is _END:
+            return
+        if isinstance(line, APIError):
+            raise refusal(image, engine_words(line), missing=isinstance(line, NotFound | ImageNotFound))
+        if isinstance(line, Exception):
+            raise line
+        yield line
+
+
+def refusal(image: str, words: str, *, missing: bool = False) -> RunRefused:
+    """The engine's words about an image as a reason."""
+    low = words.lower()
+    if "invalid reference" in low or "invalid repository name" in low:
+        return RunRefused(Reason.INVALID_IMAGE_NAME, f"{image} is no image name ({words}).")
+    denied = "denied" in low or "unauthorized" in low or "authentication" in low or "no basic auth" in low
+    if not denied and (missing or "manifest unknown" in low or "not found" in low):
+        return RunRefused(
+            Reason.IMAGE_NOT_FOUND, f"There is no image {image} ({words}); check its name and tag, and push it."
+        )
+    hint = "log in on the worker with `docker login`" if denied else "check the registry and the worker's network"
+    return RunRefused(Reason.IMAGE_PULL_FAILED, f"Pulling {image} failed ({words}); {hint}.")
+
+
+def _summary(image: str, layers: dict[str, tuple[int, int]]) -> str:
+    done = sum(current for current, _ in layers.values()) / 1e6
+    total = sum(total for _, total in layers.values()) / 1e6
+    return f"Pulling {image}: {done:.0f} of {total:.0f} MB in {len(layers)} layers"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from cloudai.cli.place import StartRefused
 from cloudai.settings import Settings
 from cloudai_agent.runtime import EngineDown, Runtime

@@ -54,7 +54,7 @@ class DockerRuntime:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._labels: dict[str, str] = {}
-        self._client: docker.APIClient | None = None
+        self._client: Any = None  # docker.APIClient, whose types are partly unknown
         self._connecting = threading.Lock()
         self._closed = False
 
@@ -67,7 +67,7 @@ class DockerRuntime:
             self._client.close()
 
     @property
-    def _api(self) -> docker.APIClient:
+    def _api(self) -> Any:
         """The client; made when first needed, since it asks the engine for its version."""
         with self._connecting:
             if self._client is None:
@@ -222,14 +222,15 @@ class DockerRuntime:
     # -- streams
 
     def read_log(self, run_id: str, offset: int) -> Iterator[bytes]:
+        # Not the SDK's `logs`: it asks for the container first, and takes a broken connection for the end of the log.
+        place = f"{self._api.base_url}/v{self._api.api_version}/containers/{run_id}/logs"
+        arguments = {"stdout": 1, "stderr": 1, "follow": 1, "tail": "all"}
         with answering():
-            stream = self._api._url("/containers/{0}/logs", run_id)
-            arguments = {"stdout": 1, "stderr": 1, "follow": 1, "tail": "all"}
-            response = self._api._get(stream, params=arguments, stream=True, timeout=(CALL_SECONDS, None))
-            if response.status_code == 404:
+            response = self._api.get(place, params=arguments, stream=True, timeout=(CALL_SECONDS, None))
+            if response.status_code == requests.codes.not_found:
                 response.close()
                 return
-            self._api._raise_for_status(response)
+            response.raise_for_status()
             with contextlib.closing(response):
                 skip = offset
                 for piece in _payloads(response):

@@ -11,7 +11,7 @@ from docker.errors import APIError, DockerException
 
 from cloudai_agent.runtime import EngineDown
 
-CALL_SECONDS = 60.0  # the longest that the engine may take over one call
+CALL_SECONDS = 60  # the longest that the engine may take over one call
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import docker
 from docker.errors import APIError, ImageNotFound, NotFound
 from docker.utils import parse_repository_tag
 
@@ -21,7 +20,7 @@ LOOK_SECONDS = 0.1  # how often a silent pull is asked whether it is still wante
 _END = object()
 
 
-def has_image(api: docker.APIClient, image: str, policy: str) -> bool:
+def has_image(api: Any, image: str, policy: str) -> bool:
     """True when nothing is to be pulled; raises RunRefused where the policy is never to pull and the image is missing."""
     if policy == "always":
         return False
@@ -39,7 +38,7 @@ def has_image(api: docker.APIClient, image: str, policy: str) -> bool:
 
 
 def pull(
-    api: docker.APIClient,
+    api: Any,
     image: str,
     settings: Settings,
     progress: Callable[[str], None],
@@ -67,9 +66,7 @@ def pull(
             progress(_summary(image, layers))
 
 
-def _lines(
-    api: docker.APIClient, image: str, deadline: float, cancelled: Callable[[], bool]
-) -> Iterator[dict[str, Any] | None]:
+def _lines(api: Any, image: str, deadline: float, cancelled: Callable[[], bool]) -> Iterator[dict[str, Any] | None]:
     """The engine's progress lines as they come, None in between; the stream is read by a thread, for it may be silent."""
     lines: queue.SimpleQueue[Any] = queue.SimpleQueue()
     streams: list[Any] = []

@@ -40,9 +40,9 @@ class Client(Transport):
     async def task(self, task_id: str) -> Document:
         return await self.get(task_path(task_id))
 
-    async def changed_task(self, task: Document) -> Document:
-        """The task once it differs from `task`, or as it is after WAIT_SECONDS."""
-        return await self.get(task_path(task["task_id"]), {"wait_seconds": WAIT_SECONDS, "version": task["version"]})
+    async def changed_task(self, task: Document, seconds: int = WAIT_SECONDS) -> Document:
+        """The task once it differs from `task`, or as it is after `seconds`."""
+        return await self.get(task_path(task["task_id"]), {"wait_seconds": seconds, "version": task["version"]})
 
     async def log(self, task_id: str, attempt: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
         """The log of an attempt (None: the latest) as it is now, or followed until the attempt has ended.

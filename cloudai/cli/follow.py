@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cloudai.cli.session import OWN_FAILURE, Session
+from cloudai.client import WAIT_SECONDS
 from cloudai.resources import TaskStatus
 
 Task = dict[str, Any]
@@ -20,6 +21,7 @@ async def follow(session: Session, task_id: str) -> Task:
     """
     shown = 0
     said = ""
+    patience = 1  # a task that starts at once needs no words about its waiting
     task = await session.client.task(task_id)
     while True:
         attempt = task["attempt"]
@@ -31,10 +33,11 @@ async def follow(session: Session, task_id: str) -> Task:
             shown = attempt
         elif ended(task):
             return task
-        elif task["message"] and task["message"] != said:
+        before, task = task, await session.client.changed_task(task, patience)
+        if task["status"] == TaskStatus.QUEUED and task["version"] == before["version"] and task["message"] != said:
             said = task["message"]
-            click.echo(f"{task_id} {task['status']}: {said}", err=True)
-        task = await session.client.changed_task(task)
+            click.echo(f"{task_id} waits: {said}", err=True)
+            patience = WAIT_SECONDS
 
 
 def write(data: bytes) -> None:

@@ -27,7 +27,7 @@ check: setup  ## format, lint, strict types, import contracts, generated documen
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python scripts/docs.py --check
 
 format: setup  ## format the code and mend what the linter can

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cloudai_agent.loop import Agent
-
 from cloudai.cli.parts import Part
 from cloudai.cli.place import held_data_dir
 from cloudai.cli.runtimes import Choice, choose
 from cloudai.settings import Settings
+from cloudai_agent.loop import Agent
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from cloudai_agent.runtime import Container, ContainerState
 
 KILLED = 137  # exit codes of a process ended by KILL and by TERM
 TERMINATED = 143
+NOT_FOUND = 127  # what a shell, and the init process of a container, say of a command that is not there
 GIB = 1024**3
 
 
@@ -232,6 +233,9 @@ def _verdict(view: View, wish: Run, container: Container) -> tuple[RunPhase, str
     if container.oom_killed:
         text = f"The container needed more than the {_gib(wish.resources.memory)} of memory it asked for; raise req_memory."
         return RunPhase.FAILED, Reason.OOM_KILLED, text
+    if container.exit_code == NOT_FOUND:
+        text = "A command was not found in the image (exit code 127); check its spelling, and see the logs."
+        return RunPhase.FAILED, Reason.COMMAND_NOT_FOUND, text
     if container.exit_code == 0:
         return RunPhase.SUCCEEDED, None, view.note or "The command ended with exit code 0."
     if container.error and container.started_at is None:

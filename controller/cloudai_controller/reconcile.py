@@ -95,7 +95,9 @@ def _account(run: Run) -> str:
 
 
 def _started(task: Task, run: Run, now: int) -> MarkRunning:
-    return MarkRunning(task, run.started_at or run.finished_at or now, run.reason, run.message)
+    ended = run.phase.terminal  # its last words belong to its end
+    words = (None, None) if ended else (run.reason, run.message)
+    return MarkRunning(task, run.started_at or run.finished_at or now, *words)
 
 
 def _finish(task: Task, run: Run, status: TaskStatus, now: int) -> Finish:

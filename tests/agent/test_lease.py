@@ -1,0 +1,51 @@
+"""A lease counts from when the last acknowledged heartbeat was sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cloudai_agent.lease import Lease
+from cloudai_agent.memory import recall
+from cloudai_agent.reconcile import Cause
+
+
+def test_a_lease_ends_its_seconds_after_the_last_acknowledged_heartbeat_was_sent() -> None:
+    lease = Lease(seconds=300)
+    lease.renew(1000)
+    assert not lease.over(1299)
+    assert lease.over(1300)
+
+
+def test_an_answer_to_an_older_heartbeat_shortens_nothing() -> None:
+    lease = Lease(seconds=300)
+    lease.renew(1000)
+    lease.renew(900)
+    assert lease.ends_at() == 1300
+
+
+def test_an_infinite_lease_never_ends() -> None:
+    lease = Lease(seconds=None)
+    lease.renew(1)
+    assert not lease.over(1e12)
+
+
+def test_who_never_joined_has_nothing_to_lose() -> None:
+    assert not Lease(seconds=300).over(1e12)
+
+
+def test_an_agent_remembers_who_it_is_and_how_long_its_lease_holds(tmp_path: Path) -> None:
+    memory = recall(tmp_path, "worker-1")
+    memory.cluster_id = "cluster"
+    memory.lease = Lease(60, 12.5)
+    memory.causes["task-1-1"] = Cause.STORAGE
+    memory.save()
+    assert recall(tmp_path, "worker-1") == memory
+    assert recall(tmp_path, "worker-2").identity != memory.identity
+
+
+def test_a_broken_memory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "agent-worker-1.json").write_text("{")
+    with pytest.raises(ValueError, match="agent-worker-1"):
+        recall(tmp_path, "worker-1")

@@ -1,0 +1,83 @@
+"""Where tasks run in an end-to-end test, seen without CloudAI: Docker's own list, the machine's own processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import Protocol
+
+import docker
+import psutil
+from docker.errors import APIError, NotFound
+
+from tests.e2e.cluster import Cluster
+
+
+class Place(Protocol):
+    runtime: str
+    image: str
+    environment: dict[str, str]
+
+    def running(self, cluster: Cluster) -> list[str]:
+        """Names of what runs (or, in Docker, exists) for this cluster's tasks right now."""
+        ...
+
+    def clear(self, cluster: Cluster) -> None:
+        """End whatever a test left."""
+        ...
+
+
+class Docker:
+    """A real engine. Containers use the host's network, so that they can tell a test on loopback that they started."""
+
+    runtime = "docker"
+
+    def __init__(self, host: str, image: str) -> None:
+        self.image = image
+        self.host = host
+        self.client = docker.DockerClient(base_url=host, timeout=60)
+        self.environment = {"DOCKER_HOST": host, "CLOUDAI_NETWORK": "host"}
+
+    def containers(self, cluster: Cluster) -> list[docker.models.containers.Container]:
+        """Every container of the cluster's tasks, ended ones too."""
+        identity = cluster.http.get("/readyz").headers.get("x-cloudai-cluster", "")
+        filters = {"label": f"cloudai.cluster={identity}" if identity else "cloudai.cluster"}
+        return list(self.client.containers.list(all=True, filters=filters, ignore_removed=True))
+
+    def running(self, cluster: Cluster) -> list[str]:
+        return sorted(str(container.name) for container in self.containers(cluster))
+
+    def clear(self, cluster: Cluster) -> None:
+        for container in self.client.containers.list(all=True, filters={"label": "cloudai.cluster"}, ignore_removed=True):
+            with contextlib.suppress(NotFound, APIError):
+                container.remove(force=True, v=True)
+        self.client.close()
+
+
+class Processes:
+    """No engine: tasks are processes that carry their id in the environment."""
+
+    runtime = "process"
+    image = "none"
+
+    def __init__(self) -> None:
+        self.environment: dict[str, str] = {}
+
+    def processes(self, cluster: Cluster) -> list[tuple[str, int]]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                environment = process.environ()
+                workdir = environment.get("HOME", "")
+                if "CLOUDAI_TASK_ID" in environment and workdir.startswith(str(cluster.directory)):
+                    found.append((f"{environment['CLOUDAI_TASK_ID']}-{environment['CLOUDAI_ATTEMPT']}", process.pid))
+        return found
+
+    def running(self, cluster: Cluster) -> list[str]:
+        return sorted({name for name, _ in self.processes(cluster)})
+
+    def clear(self, cluster: Cluster) -> None:
+        for _, pid in self.processes(cluster):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,61 @@
+"""A network that a test can cut: a TCP proxy on loopback, in threads of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+from types import TracebackType
+
+
+class Proxy:
+    """Passes connections on to `target` (a loopback port). While cut, bytes go nowhere and nobody is told."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._open = threading.Event()
+        self._open.set()
+        self._ended = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads: list[threading.Thread] = []
+        self.port: int = self._listener.getsockname()[1]
+
+    def __enter__(self) -> Proxy:
+        self._spawn(self._accept)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def cut(self) -> None:
+        self._open.clear()
+
+    def mend(self) -> None:
+        self._open.set()
+
+    def _spawn(self, work: object, *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while not self._ended.is_set():
+            if select.select([self._listener], [], [], 0.05)[0]:
+                near, _ = self._listener.accept()
+                self._spawn(self._serve, near)
+
+    def _serve(self, near: socket.socket) -> None:
+        with near, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._target)) as far:
+            ends = {near: far, far: near}
+            while not self._ended.is_set():
+                if not self._open.wait(0.05):
+                    continue
+                for ready in select.select(list(ends), [], [], 0.05)[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        return
+                    ends[ready].sendall(data)

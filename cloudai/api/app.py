@@ -86,6 +86,7 @@ def create_app(store: Store, settings: Settings) -> Starlette:
     clients = Clients(settings.trusted_proxies)
     hosts = HostCheck(settings)
     changes = Changes(store)
+    limits = RateLimit(settings, clients) if settings.rate_limit_enabled else None
     hub = AgentHub(store, settings)
     telemetry = Telemetry(store, settings, changes, clients, metrics)
 
@@ -96,6 +97,8 @@ def create_app(store: Store, settings: Settings) -> Starlette:
             yield
         finally:
             await telemetry.close()
+            if limits is not None:
+                await limits.close()
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
@@ -106,7 +109,7 @@ def create_app(store: Store, settings: Settings) -> Starlette:
     )
     app.router.default = _no_socket
     app.hosts, app.metrics = hosts, metrics
-    app.limits = RateLimit(settings, clients) if settings.rate_limit_enabled else None
+    app.limits = limits
     app.paths = _paths(store, settings, changes, metrics)
     return app
 

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from limits import RateLimitItem, parse
-from limits.aio.storage import Storage
+from limits.aio.storage import RedisStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter
 from limits.errors import ConfigurationError
 from limits.storage import storage_from_string
@@ -35,7 +35,8 @@ class RateLimit:
         self._clients = clients
         self._submit = parse(settings.rate_limit_submit)
         self._status = parse(settings.rate_limit_status)
-        self._limiter = FixedWindowRateLimiter(counter(settings.rate_limit_storage))
+        self._storage = counter(settings.rate_limit_storage)
+        self._limiter = FixedWindowRateLimiter(self._storage)
         self._trouble = False
 
     async def check(self, scope: Scope) -> None:
@@ -51,6 +52,11 @@ class RateLimit:
                 {"limit": f"{limit.amount} per {limit.GRANULARITY.name}", "retry_after_seconds": wait},
                 retry_after=wait,
             )
+
+    async def close(self) -> None:
+        if isinstance(self._storage, RedisStorage):
+            bridge: Any = self._storage.bridge
+            await bridge.storage.aclose()
 
     def _kind(self, scope: Scope) -> tuple[RateLimitItem, str] | None:
         path: str = scope["path"]

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -30,10 +30,25 @@ from cloudai.store.protocol import Change, Kind, Store, TaskQuery
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 256  # messages a client may be behind
+BACKLOG = 64  # times something was told that a client may be behind; each may be many messages
 SHOWN = 1000  # tasks in one telemetry_update
 TICK = 1.0  # seconds between looks at who has fallen silent
+FAREWELL = 1.0  # seconds a client that is dropped has to be told so
 TRY_AGAIN_LATER = 1013
+
+
+class _Client:
+    """What one client is still to be sent; `dropped` once it is too far behind."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[Sequence[str]] = asyncio.Queue(BACKLOG)
+        self.dropped = asyncio.Event()
+
+    async def send_to(self, websocket: WebSocket) -> None:
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+            while True:
+                for message in await self.messages.get():
+                    await websocket.send_text(message)
 
 
 class Telemetry:
@@ -43,7 +58,7 @@ class Telemetry:
         self._changes = changes
         self._clients = clients
         self._metrics = metrics
-        self._queues: set[asyncio.Queue[str | None]] = set()
+        self._connected: set[_Client] = set()
         self._addresses: Counter[str] = Counter()
         self._work: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -70,62 +85,56 @@ class Telemetry:
                 del self._addresses[address]
 
     async def _serve(self, websocket: WebSocket) -> None:
-        queue: asyncio.Queue[str | None] = asyncio.Queue(BACKLOG)
+        client = _Client()
         with contextlib.suppress(CloudAIError):  # the next periodic message comes when the store answers again
-            queue.put_nowait(await self._update())
-        sending = asyncio.ensure_future(self._send(websocket, queue))
-        leaving = asyncio.ensure_future(_left(websocket))
-        with self._listed(queue):
+            client.messages.put_nowait([await self._update()])
+        waits = [
+            asyncio.ensure_future(part) for part in (client.send_to(websocket), _left(websocket), client.dropped.wait())
+        ]
+        with self._listed(client):
             try:
-                await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                sending.cancel()
-                leaving.cancel()
-                await asyncio.gather(sending, leaving, return_exceptions=True)
+                for wait in waits:
+                    wait.cancel()
+                await asyncio.gather(*waits, return_exceptions=True)
+        if client.dropped.is_set():
+            with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
+                async with asyncio.timeout(FAREWELL):
+                    await websocket.close(TRY_AGAIN_LATER, "messages were not read in time")
 
     @contextlib.contextmanager
-    def _listed(self, queue: asyncio.Queue[str | None]) -> Any:
-        self._queues.add(queue)
-        self._metrics.websockets.set(len(self._queues))
+    def _listed(self, client: _Client) -> Iterator[None]:
+        self._connected.add(client)
+        self._metrics.websockets.set(len(self._connected))
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(self._run())
         try:
             yield
         finally:
-            self._queues.discard(queue)
-            self._metrics.websockets.set(len(self._queues))
-            if not self._queues and self._work is not None:
+            self._connected.discard(client)
+            self._metrics.websockets.set(len(self._connected))
+            if not self._connected and self._work is not None:
                 self._work.cancel()
                 self._work = None
 
-    async def _send(self, websocket: WebSocket, queue: asyncio.Queue[str | None]) -> None:
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
-            while (message := await queue.get()) is not None:
-                await websocket.send_text(message)
-            await websocket.close(TRY_AGAIN_LATER, "too slow: messages were not read in time")
-
-    def _publish(self, messages: Iterable[str]) -> None:
-        for message in messages:
-            for queue in list(self._queues):
-                try:
-                    queue.put_nowait(message)
-                except asyncio.QueueFull:
-                    self._drop(queue)
-
-    def _drop(self, queue: asyncio.Queue[str | None]) -> None:
-        """Forget what the client has not read; its sender then closes the connection."""
-        self._queues.discard(queue)
-        self._metrics.dropped.inc()
-        while not queue.empty():
-            queue.get_nowait()
-        queue.put_nowait(None)
+    def _publish(self, messages: Sequence[str]) -> None:
+        if not messages:
+            return
+        for client in list(self._connected):
+            try:
+                client.messages.put_nowait(messages)
+            except asyncio.QueueFull:
+                client.dropped.set()
+                self._connected.discard(client)
+                self._metrics.dropped.inc()
 
     # -- all clients
 
     async def close(self) -> None:
         """End the work behind the messages, and the connections with it."""
-        for queue in list(self._queues):
-            self._drop(queue)
+        for client in list(self._connected):
+            client.dropped.set()
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
@@ -167,7 +176,7 @@ class Telemetry:
         changed, self._changed = self._changed, {}
         if changed:
             tasks = await self._store.get_tasks(sorted(set(changed.values())))
-            self._publish(_event(what.removeprefix(key), tasks[key]) for what, key in changed.items() if key in tasks)
+            self._publish([_event(what.removeprefix(key), tasks[key]) for what, key in changed.items() if key in tasks])
         now = now_ms()
         states = {state.worker.worker_id: state for state in await self._store.list_workers()}
         active = {name for name, state in states.items() if state.worker.active(now, self._settings.heartbeat_ms)}

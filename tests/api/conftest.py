@@ -44,11 +44,16 @@ async def store(settings: Settings) -> AsyncIterator[SqlStore]:
 
 
 @contextlib.asynccontextmanager
-async def client_of(store: SqlStore, settings: Settings, address: str = "127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
+async def client_of(
+    store: SqlStore, settings: Settings, address: str = "127.0.0.1"
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the facade in this process; `address` is where it seems to call from."""
     app = create_app(store, settings)
     transport = httpx.ASGITransport(app, client=(address, 1))
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://localhost") as api:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as api,
+    ):
         yield api
 
 
@@ -76,13 +81,14 @@ async def serving(store: SqlStore, settings: Settings, port: int = 0) -> AsyncIt
         log_config=None,
         access_log=False,
         proxy_headers=False,
+        ws_per_message_deflate=False,
         lifespan="on",
         timeout_graceful_shutdown=5,
     )
     server = Server(config)
     server.port = listener.getsockname()[1]
     running = asyncio.ensure_future(server.serve([listener]))
-    while not server.started and not running.done():
+    while not server.started and not running.done():  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0)
     try:
         yield server

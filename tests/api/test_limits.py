@@ -1,0 +1,162 @@
+"""Rate limits, and who may call at all."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from cloudai.settings import Settings, SettingsError
+from cloudai.store.sql import SqlStore
+from tests.api.conftest import BODY, client_of, error_of
+
+
+def limited(tmp_path: Path, **fields: Any) -> Settings:
+    return Settings(data_dir=tmp_path, **fields)
+
+
+async def statuses(
+    api: httpx.AsyncClient, count: int, method: str = "POST", headers: dict[str, str] | None = None
+) -> list[int]:
+    body = BODY if method == "POST" else None
+    return [(await api.request(method, "/api/tasks", json=body, headers=headers)).status_code for _ in range(count)]
+
+
+async def test_ten_submits_a_minute_by_default(store: SqlStore, tmp_path: Path) -> None:
+    async with client_of(store, limited(tmp_path)) as api:
+        assert await statuses(api, 11) == [200] * 10 + [429]
+        answer = await api.post("/api/tasks", json=BODY)
+        assert (await error_of(answer))["code"] == "RATE_LIMITED"
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert (await api.get("/api/tasks")).json()["total"] == 10
+
+
+async def test_sixty_status_queries_a_minute_by_default(store: SqlStore, tmp_path: Path) -> None:
+    async with client_of(store, limited(tmp_path)) as api:
+        paths = ("/api/tasks", "/api/workers", "/api/cluster/status", "/api/tasks/task-1")
+        for turn in range(60):
+            assert (await api.get(paths[turn % 4])).status_code in (200, 404)
+        for path in paths:
+            assert (await api.get(path)).status_code == 429
+
+
+async def test_cancels_health_and_documents_are_not_limited(store: SqlStore, tmp_path: Path) -> None:
+    async with client_of(store, limited(tmp_path, rate_limit_submit="1/day", rate_limit_status="1/day")) as api:
+        await statuses(api, 2)
+        await statuses(api, 2, "GET")
+        for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"):
+            assert [(await api.get(path)).status_code for _ in range(3)] == [200] * 3
+        assert [(await api.post("/api/tasks/task-1/cancel")).status_code for _ in range(3)] == [404] * 3
+
+
+async def test_each_address_has_its_own_count(store: SqlStore, tmp_path: Path) -> None:
+    settings = limited(tmp_path, rate_limit_submit="1/hour", trusted_proxies="10.0.0.0/8")
+    async with client_of(store, settings, "10.1.1.1") as api:
+        for forwarded, expected in (
+            ("1.2.3.4", 200),
+            ("1.2.3.4", 429),
+            ("1.2.3.5", 200),
+            ("9.9.9.9, 1.2.3.5", 429),  # what a client wrote itself does not count
+            ("1.2.3.5, 10.2.2.2", 429),  # a second trusted proxy
+            ("2001:db8:1:2:3::4", 200),
+            ("2001:db8:1:2:ffff::5", 429),  # the same /64
+            ("2001:db8:1:3::4", 200),
+            ("::ffff:1.2.3.4", 429),
+        ):
+            assert await statuses(api, 1, headers={"X-Forwarded-For": forwarded}) == [expected], forwarded
+
+
+async def test_forwarded_addresses_of_strangers_are_not_believed(store: SqlStore, tmp_path: Path) -> None:
+    async with client_of(store, limited(tmp_path, rate_limit_submit="1/hour"), "10.1.1.1") as api:
+        assert await statuses(api, 1, headers={"X-Forwarded-For": "1.2.3.4"}) == [200]
+        assert await statuses(api, 1, headers={"X-Forwarded-For": "1.2.3.5"}) == [429]
+
+
+@pytest.fixture
+def redis_url() -> Iterator[str]:
+    """A Redis of this test's own."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("engine missing: redis-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [program, "--port", str(port), "--save", "", "--bind", "127.0.0.1"], stdout=subprocess.PIPE
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if b"Ready to accept" in line:
+            break
+    yield f"redis://127.0.0.1:{port}"
+    process.terminate()
+    process.communicate()
+
+
+async def test_two_servers_count_together_in_redis(store: SqlStore, tmp_path: Path, redis_url: str) -> None:
+    settings = limited(tmp_path, rate_limit_submit="3/hour", rate_limit_storage=redis_url)
+    async with client_of(store, settings) as one, client_of(store, settings) as other:
+        assert await statuses(one, 2) == [200, 200]
+        assert await statuses(other, 2) == [200, 429]
+
+
+async def test_without_its_redis_requests_pass_and_the_log_says_so_once(
+    store: SqlStore, tmp_path: Path, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = limited(tmp_path, rate_limit_submit="1/hour", rate_limit_storage=redis_url)
+    async with client_of(store, settings) as api:
+        with redis.Redis.from_url(redis_url) as stopping:
+            stopping.shutdown(nosave=True)
+        assert await statuses(api, 3) == [200] * 3
+    assert caplog.text.count("requests pass uncounted") == 1
+
+
+async def test_a_storage_of_no_known_kind_is_refused_at_the_start(store: SqlStore, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="CLOUDAI_RATE_LIMIT_STORAGE"):
+        async with client_of(store, limited(tmp_path, rate_limit_storage="nonsense://x")):
+            pass
+
+
+# ---- hosts and origins
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:8080", "[::1]:8080", "LOCALHOST"])
+async def test_a_loopback_server_answers_to_loopback_names(api: httpx.AsyncClient, host: str) -> None:
+    assert (await api.get("/healthz", headers={"Host": host})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[", "10.0.0.1"]
+)
+async def test_a_loopback_server_refuses_other_names(api: httpx.AsyncClient, host: str) -> None:
+    answer = await api.get("/healthz", headers={"Host": host})
+    assert answer.status_code == 403
+    assert (await error_of(answer))["code"] == "FORBIDDEN_HOST"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"allowed_hosts": "cloudai.example.org"}, {"allowed_hosts": "*"}, {"host": "0.0.0.0"}], ids=str
+)
+async def test_further_names_may_be_allowed(store: SqlStore, tmp_path: Path, fields: dict[str, str]) -> None:
+    async with client_of(store, limited(tmp_path, **fields)) as api:
+        assert (await api.get("/healthz", headers={"Host": "cloudai.example.org"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://localhost:3000", "https://localhost.evil.example"]
+)
+async def test_a_page_of_another_site_may_not_cancel(api: httpx.AsyncClient, origin: str) -> None:
+    answer = await api.post("/api/tasks/task-1/cancel", headers={"Origin": origin})
+    assert answer.status_code == 403
+    assert (await error_of(answer))["code"] == "FORBIDDEN_ORIGIN"
+
+
+async def test_a_page_of_this_server_may(api: httpx.AsyncClient) -> None:
+    assert (await api.get("/api/tasks", headers={"Origin": "http://localhost"})).status_code == 200

@@ -1,0 +1,149 @@
+"""docs/api-reference.md is the contract: its own examples are run, and every field and status in it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cloudai.api.openapi import document
+from cloudai.settings import Settings
+from cloudai.store.sql import SqlStore
+from tests.api.conftest import BODY, join, serving, start, submit
+
+REFERENCE = (Path(__file__).parents[2] / "docs" / "api-reference.md").read_text()
+API = document()
+Endpoint = tuple[str, str, str]
+
+
+def endpoints() -> Iterator[Endpoint]:
+    """Method, path and text of each documented endpoint."""
+    parts = re.split(r"\*\*Endpoint:\*\* `(GET|POST) (\S+)`", REFERENCE)
+    for method, path, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        yield method, path, re.split(r"^#{2,4} ", text, flags=re.MULTILINE)[0]
+
+
+ENDPOINTS = list(endpoints())
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    name = schema.get("$ref", "").rpartition("/")[2]
+    return dict(API["components"]["schemas"][name]) if name else schema
+
+
+def response_of(method: str, path: str) -> dict[str, Any]:
+    operation = API["paths"][path][method.lower()]
+    return resolved(operation["responses"]["200"]["content"]["application/json"]["schema"])
+
+
+def test_every_documented_endpoint_is_found() -> None:
+    assert len(ENDPOINTS) == 7
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: " ".join(endpoint[:2]))
+def test_documented_statuses_and_fields_are_in_the_openapi_document(endpoint: Endpoint) -> None:
+    method, path, text = endpoint
+    operation = API["paths"][path][method.lower()]
+    assert set(re.findall(r"^- `(\d{3})`", text, re.MULTILINE)) <= set(operation["responses"])
+    examples = [json.loads(block) for block in blocks(text, "json")]
+    assert set(examples[-1]) <= set(response_of(method, path)["properties"])
+    if len(examples) == 2:
+        body = resolved(operation["requestBody"]["content"]["application/json"]["schema"])
+        assert set(examples[0]) <= set(body["properties"])
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: " ".join(endpoint[:2]))
+async def test_real_answers_have_the_documented_fields_and_types(
+    api: httpx.AsyncClient, store: SqlStore, endpoint: Endpoint
+) -> None:
+    method, path, text = endpoint
+    await join(store, now=time.time_ns() // 10**6)
+    await store.record_heartbeats([])
+    running = await submit(api)
+    await start(store, running)
+    answer = await api.request(
+        method,
+        path.format(task_id=running, worker_id="worker-1"),
+        json=BODY if (method, path) == ("POST", "/api/tasks") else None,
+    )
+    assert answer.status_code == 200
+    same_form(json.loads(blocks(text, "json")[-1]), answer.json())
+
+
+def same_form(documented: Any, real: Any, place: str = "") -> None:
+    """Every field of the documented value is in the real one, with the same type."""
+    assert type(documented) is type(real), place
+    if isinstance(documented, dict):
+        for name, value in documented.items():
+            assert name in real, f"{place}.{name}"
+            same_form(value, real[name], f"{place}.{name}")
+    elif isinstance(documented, list):
+        assert real, place
+        same_form(documented[0], real[0], f"{place}[0]")
+    elif isinstance(documented, str) and documented.endswith("Z"):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", real), place
+
+
+async def test_a_telemetry_update_has_the_documented_form() -> None:
+    message = json.loads(blocks(REFERENCE.partition("**Message Format:**")[2], "json")[0])
+    assert set(message) == {"type", "timestamp", "data"}
+
+
+# ---- the examples, as a reader would run them; only the port is another one
+
+
+@pytest.fixture
+def default_settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path)
+
+
+async def run(*command: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    return output.decode()
+
+
+async def test_the_curl_examples_work(store: SqlStore, default_settings: Settings) -> None:
+    submitting, listing = blocks(REFERENCE.partition("## Examples")[2], "bash")
+    async with serving(store, default_settings) as server:
+
+        async def shell(example: str) -> Any:
+            return json.loads(await run("sh", "-c", example.replace("localhost:8080", f"127.0.0.1:{server.port}")))
+
+        answer = await shell(submitting)
+        assert (answer["status"], answer["message"]) == ("queued", "Task submitted successfully")
+        assert await shell(listing) == {"tasks": [], "total": 0, "limit": 50, "offset": 0}
+        await join(store)
+        await start(store, answer["task_id"])
+        assert [task["task_id"] for task in (await shell(listing))["tasks"]] == [answer["task_id"]]
+
+
+async def test_the_javascript_example_works(store: SqlStore, default_settings: Settings, tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("engine missing: node")
+    (example,) = blocks(REFERENCE, "javascript")
+    script = tmp_path / "example.js"
+    async with serving(store, default_settings) as server:
+        ending = "\nws.addEventListener('message', () => ws.close());\nws.onerror = () => process.exit(1);\n"
+        script.write_text(example.replace("localhost:8080", f"127.0.0.1:{server.port}") + ending)
+        version = int((await run(node, "--version")).removeprefix("v").partition(".")[0])
+        flags = [] if version >= 22 else ["--experimental-websocket"]
+        output = await run(node, *flags, str(script))
+    assert "Telemetry: {" in output
+    assert "telemetry_update" in output

@@ -1,9 +1,8 @@
 """No engine: tasks as plain processes of this user, for trying CloudAI out. Nothing is isolated and no amount is enforced.
 
-A run has a directory, and everything is read back from its files, so that a new agent finds what an earlier one started:
-`run.json` says what to run, `started` that it was (never twice), `log` holds both streams. A small shell process (the
-shim) in a session of its own writes `pid` when it begins and `exit` when the command has ended, with the exit code that
-Docker would give.
+A run has a directory. `run.json` says what to run; a small shell process (the shim) in a session of its own runs it with
+both streams in `log`, writes `pid` before it begins and `exit` when the command has ended. All is read back from there, so
+that a new agent finds what an earlier one started. Exit codes are what Docker would say.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,19 +23,13 @@ import psutil
 
 from cloudai.resources import Reason, Resources, Run
 from cloudai.settings import Settings
+from cloudai_agent import gpus
+from cloudai_agent.processes import Shim, die, ended_by, processes_of, spawn
 from cloudai_agent.runtime import Container, ContainerState, RunRefused, device_list
 
-LOOK_SECONDS = 0.02  # how often the end of a process, and more of its log, is looked for
-KILL_SECONDS = 10.0  # how long a killed process may take to vanish
-MARK = "CLOUDAI_RUN_ID"  # in the environment of every process of a run
-KILLED = 137
-
-# $0 is the run's directory, "$@" the command. A file appears as a whole or not at all.
-SHIM = """
-cd "$0/work" && echo $$ >"$0/pid.new" && mv "$0/pid.new" "$0/pid" || exit 1
-"$@" </dev/null >>"$0/log" 2>&1
-echo $? >"$0/exit.new" && mv "$0/exit.new" "$0/exit"
-"""
+LOOK_SECONDS = 0.05  # how often a log is looked at for more
+SWEEP_SECONDS = 10.0  # a killed process may hang in the kernel; nobody waits for it longer
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class ProcessRuntime:
@@ -45,227 +38,249 @@ class ProcessRuntime:
     kind: Literal["docker", "process"] = "process"
 
     def __init__(self, settings: Settings) -> None:
-        self._data_dir = Path(settings.data_dir).absolute()
-        self._base: Path | None = None
-        self._shims: dict[str, subprocess.Popen[bytes]] = {}
-        self._watched: set[str] = set()
-        self._started = threading.Condition()
-        self._closed = False
+        self._root = settings.data_dir.absolute() / "process"
+        self._ours = self._root / "unbound"
+        self._lock = threading.Lock()
+        self._awaited: dict[str, threading.Event] = {}  # set once the run has ended
+        self._listeners: list[queue.SimpleQueue[str | None]] = []
 
     def bind(self, cluster_id: str, worker_id: str) -> None:
-        self._base = self._data_dir / "process" / cluster_id / worker_id
-        self._base.mkdir(parents=True, exist_ok=True)
+        self._ours = self._root / cluster_id / worker_id
+        self._ours.mkdir(parents=True, exist_ok=True)
+        for left in self._ours.glob(".*"):  # half made or half removed when an agent was killed
+            _remove_tree(left)
 
     def ping(self) -> None:
-        """A process can always be started."""
-
-    def close(self) -> None:
-        with self._started:
-            self._closed = True
-            self._started.notify_all()
+        """There is no engine that could be down."""
 
     def capacity(self) -> Resources:
-        place = next(path for path in (self._data_dir, *self._data_dir.parents) if path.exists())
-        memory, storage = psutil.virtual_memory().total, shutil.disk_usage(place).free
-        return Resources(1000 * (psutil.cpu_count() or 1), memory, storage, 0)
+        self._root.mkdir(parents=True, exist_ok=True)
+        return Resources(
+            cpu=1000 * len(os.sched_getaffinity(0)),
+            memory=psutil.virtual_memory().total,
+            storage=shutil.disk_usage(self._root).free,
+            gpu=1000 * gpus.count(),
+        )
 
     # -- what there is
 
     def containers(self) -> list[Container]:
-        found = (self.container(path.name) for path in self._directory("").iterdir())
-        return [container for container in found if container is not None]
+        names = [path.name for path in self._ours.iterdir() if not path.name.startswith(".")]
+        return [container for name in names if (container := self.container(name)) is not None]
 
     def container(self, run_id: str) -> Container | None:
-        place = self._directory(run_id)
-        if not (place / "run.json").exists():
+        home = self._ours / run_id
+        try:
+            run = json.loads((home / "run.json").read_bytes())
+        except FileNotFoundError:
             return None
-        task_id, _, attempt = run_id.rpartition("-")
-        state, code, error = self._state(run_id)
-        if state is ContainerState.RUNNING:
-            self._watch(run_id)
+        shim = Shim.of(home)
+        state = ContainerState.CREATED
+        exit_code = finished_at = error = None
+        if shim is not None:
+            self._await(run_id, shim)
+            state = ContainerState.RUNNING
+            if not shim.alive():
+                state = ContainerState.EXITED
+                exit_code, finished_at, error = ended_by(home)
         return Container(
             run_id=run_id,
-            task_id=task_id,
-            attempt=int(attempt),
+            task_id=run["task_id"],
+            attempt=run["attempt"],
             state=state,
-            started_at=_written_at(place / "pid"),
-            finished_at=_written_at(place / "exit"),
-            exit_code=code,
+            started_at=shim.started_at if shim else None,
+            finished_at=finished_at,
+            exit_code=exit_code,
             error=error,
         )
 
-    def _state(self, run_id: str) -> tuple[ContainerState, int | None, str | None]:
-        place = self._directory(run_id)
-        if not (place / "started").exists():
-            return ContainerState.CREATED, None, None
-        if self._exit_code(run_id) is None and self._shim(run_id) is not None:
-            return ContainerState.RUNNING, None, None
-        code = self._exit_code(run_id)  # again: it may have ended between the two looks
-        if code is None:
-            return ContainerState.EXITED, KILLED, "the process that waits for the command was killed"
-        return ContainerState.EXITED, code, None
+    def storage_used(self) -> dict[str, int]:
+        return {path.name: _size(path / "work") for path in self._ours.iterdir() if not path.name.startswith(".")}
 
-    def _exit_code(self, run_id: str) -> int | None:
-        with contextlib.suppress(FileNotFoundError):
-            return int((self._directory(run_id) / "exit").read_text())
-        return None
-
-    def _shim(self, run_id: str) -> psutil.Process | None:
-        """The living shim of a run. Its mark is checked, since its number may be another process's by now."""
-        try:
-            process = psutil.Process(int((self._directory(run_id) / "pid").read_text()))
-            return process if process.environ().get(MARK) == run_id else None
-        except FileNotFoundError:
-            # Started a moment ago, by this agent or by one that was killed.
-            return next((process for process in self._marked(run_id) if os.getsid(process.pid) == process.pid), None)
-        except (psutil.Error, OSError):
-            return None
-
-    def _marked(self, run_id: str) -> Iterator[psutil.Process]:
-        """Every living process of a run, those that left its session too."""
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(MARK) == run_id:
-                    yield process
-
-    # -- what is done
+    # -- images: none
 
     def has_image(self, image: str) -> bool:  # noqa: ARG002
         return True
 
     def pull(self, image: str, progress: Callable[[str], None], cancelled: Callable[[], bool]) -> None:
-        """Images are ignored."""
+        """Nothing to fetch."""
+
+    # -- the life of a run
 
     def create(self, run: Run) -> None:
-        if run.command is None:
+        if not run.command:
             raise RunRefused(
                 Reason.START_FAILED,
-                "The process runtime ignores images, so it cannot know an image's own command: give the task a command.",
+                "This worker runs tasks as processes, without images, so the task needs a command; give it one, or run "
+                "the worker where Docker is.",
             )
-        place = self._directory(run.run_id)
-        (place / "work").mkdir(parents=True, exist_ok=True)
+        home = self._ours / run.run_id
+        if home.exists():
+            return
+        new = self._ours / f".new-{run.run_id}"
+        (new / "work").mkdir(parents=True, exist_ok=True)
         command = ["/bin/sh", "-c", run.command] if isinstance(run.command, str) else list(run.command)
+        devices = device_list(run.gpus)
         environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
+            "PATH": PATH,
+            "HOME": str(home / "work"),
             "LANG": os.environ.get("LANG", "C.UTF-8"),
-            "HOME": str(place / "work"),
             "CLOUDAI_TASK_ID": run.task_id,
             "CLOUDAI_ATTEMPT": str(run.attempt),
-            MARK: run.run_id,
+            "CUDA_VISIBLE_DEVICES": devices,
+            "NVIDIA_VISIBLE_DEVICES": devices or "void",
         }
-        if run.gpus:
-            environment |= {"CUDA_VISIBLE_DEVICES": device_list(run.gpus)}
-        fresh = place / "run.new"
-        fresh.write_text(json.dumps({"command": command, "environment": environment}))
-        fresh.replace(place / "run.json")
+        text = {"task_id": run.task_id, "attempt": run.attempt, "command": command, "environment": environment}
+        (new / "run.json").write_text(json.dumps(text))
+        (new / "log").touch()
+        new.rename(home)
 
     def start(self, run_id: str) -> None:
-        place = self._directory(run_id)
-        wish = json.loads((place / "run.json").read_text())
-        command, environment = wish["command"], wish["environment"]
-        if shutil.which(_from(place / "work", command[0]), path=environment["PATH"]) is None:
-            raise RunRefused(
-                Reason.COMMAND_NOT_FOUND,
-                f"There is no command {command[0]!r} on this worker; check the spelling, or give a string for a shell.",
-            )
+        home = self._ours / run_id
+        if Shim.of(home) is not None:
+            return
         try:
-            (place / "started").touch(exist_ok=False)
-        except FileExistsError:
-            return  # once is enough, even where nobody lived to see it
-        (place / "log").touch()
-        self._shims[run_id] = subprocess.Popen(
-            ["/bin/sh", "-c", SHIM, str(place), *command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self._watch(run_id)
+            run = json.loads((home / "run.json").read_bytes())
+        except FileNotFoundError:
+            raise RunRefused(Reason.START_FAILED, f"The directory of this run, {home}, is gone.") from None
+        _check(run["command"][0], home / "work")
+        shim = spawn(home, run["command"], run["environment"])
+        self._await(run_id, shim)
+        self._tell(run_id)
 
     def stop(self, run_id: str, grace_seconds: float) -> None:
-        shim = self._shim(run_id)
+        home = self._ours / run_id
+        shim = Shim.of(home)
         if shim is None:
             return
-        for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, KILL_SECONDS)):
-            for process in self._marked(run_id):
-                if process != shim:  # it lives to tell how the command ended
-                    with contextlib.suppress(psutil.Error):
-                        process.send_signal(number)
-            deadline = time.monotonic() + seconds
-            while time.monotonic() < deadline:
-                if self._state(run_id)[0] is ContainerState.EXITED:
-                    return
-                time.sleep(LOOK_SECONDS)
+        ended = self._await(run_id, shim)
+        if shim.alive():
+            shim.signal_group(signal.SIGTERM)
+            for stray in processes_of(home, shim):
+                if stray.pid != shim.pid and not shim.leads(stray.pid):
+                    die(stray, signal.SIGTERM)
+        if not ended.wait(grace_seconds):
+            self._kill(home, shim, ended)
+        self._sweep(home, shim)
+
+    def _kill(self, home: Path, shim: Shim, ended: threading.Event) -> None:
+        """End every process of a run but the shim, which then writes how the command ended."""
+        while not ended.is_set():
+            for process in processes_of(home, shim):
+                if process.pid != shim.pid:
+                    die(process, signal.SIGKILL)
+            ended.wait(LOOK_SECONDS)
+
+    def _sweep(self, home: Path, shim: Shim) -> None:
+        """End what left the session of the ended run."""
+        deadline = time.monotonic() + SWEEP_SECONDS
+        while left := [process for process in processes_of(home, shim) if process.pid != shim.pid]:
+            for process in left:
+                die(process, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                return
+            time.sleep(LOOK_SECONDS)
 
     def remove(self, run_id: str) -> None:
-        for process in self._marked(run_id):  # what the command left behind
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        home = self._ours / run_id
+        if not home.exists():
+            return
+        self.stop(run_id, 0)
+        gone = self._ours / f".gone-{run_id}"
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._directory(run_id))
+            home.rename(gone)
+        _remove_tree(gone)
+        with self._lock:
+            self._awaited.pop(run_id, None)
+        self._tell(run_id)
+
+    # -- following
 
     def read_log(self, run_id: str, offset: int) -> Iterator[bytes]:
+        home = self._ours / run_id
         try:
-            log = (self._directory(run_id) / "log").open("rb")
+            log = (home / "log").open("rb", buffering=0)
         except FileNotFoundError:
             return
         with log:
             log.seek(offset)
             while True:
-                ended = self._state(run_id)[0] is ContainerState.EXITED
+                shim = Shim.of(home)
+                ended = self._await(run_id, shim) if shim else None
+                over = not home.exists() or (ended is not None and ended.is_set())  # looked at before the last read
                 while piece := log.read(65536):
                     yield piece
-                if ended or self._closed:
+                if over:
                     return
-                time.sleep(LOOK_SECONDS)
-
-    def storage_used(self) -> dict[str, int]:
-        return {path.name: _size(path / "work") for path in self._directory("").iterdir()}
-
-    # -- ends
-
-    def _watch(self, run_id: str) -> None:
-        with self._started:
-            self._watched.add(run_id)
-            self._started.notify_all()
+                if ended is not None:
+                    ended.wait(LOOK_SECONDS)
+                else:
+                    time.sleep(LOOK_SECONDS)
 
     def events(self) -> Iterator[str | None]:
-        while not self._closed:
-            with self._started:
-                self._started.wait_for(lambda: self._watched or self._closed)
-                watched = list(self._watched)
-            for run_id in watched:
-                shim = self._shims.get(run_id)
-                ended = shim.poll() is not None if shim else self._state(run_id)[0] is ContainerState.EXITED
-                if ended:
-                    self._shims.pop(run_id, None)
-                    with self._started:
-                        self._watched.discard(run_id)
-                    yield run_id
-            time.sleep(LOOK_SECONDS)
+        listener: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        with self._lock:
+            self._listeners.append(listener)
+        yield None
+        while True:
+            yield listener.get()
 
-    def _directory(self, run_id: str) -> Path:
-        assert self._base is not None, "bind() comes first"
-        return self._base / run_id
+    def _tell(self, run_id: str) -> None:
+        with self._lock:
+            for listener in self._listeners:
+                listener.put(run_id)
+
+    def _await(self, run_id: str, shim: Shim) -> threading.Event:
+        """The event of the run's end. The first to ask starts the thread that waits for it."""
+        with self._lock:
+            ended = self._awaited.get(run_id)
+            if ended is not None:
+                return ended
+            ended = self._awaited[run_id] = threading.Event()
+        if not shim.alive():
+            ended.set()
+            return ended
+
+        def wait() -> None:
+            shim.wait()
+            ended.set()
+            self._tell(run_id)
+
+        threading.Thread(target=wait, name=f"end-{run_id}", daemon=True).start()
+        return ended
+
+    def close(self) -> None:
+        """Processes go on."""
 
 
-def _from(directory: Path, command: str) -> str:
-    """A command with a slash in it is looked for from the working directory."""
-    return str(directory / command) if "/" in command else command
+def _check(program: str, work: Path) -> None:
+    """Say what is wrong with a program before it is run, as an engine does."""
+    place = str(work / program) if "/" in program else program
+    if shutil.which(place, path=PATH):
+        return
+    if "/" in program and Path(place).exists():
+        raise RunRefused(
+            Reason.START_FAILED, f"{program} is not an executable file; make it one, or run it with its interpreter."
+        )
+    raise RunRefused(
+        Reason.COMMAND_NOT_FOUND,
+        f"This worker has no program {program!r}; it runs tasks as processes, without images. Correct the command or "
+        "install the program.",
+    )
 
 
-def _written_at(path: Path) -> int | None:
-    """When (ms) a file was written, None where it is not."""
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_mtime_ns // 1_000_000
-    return None
+def _remove_tree(path: Path) -> None:
+    for folder, _, _ in os.walk(path):  # a task may have taken its own rights away
+        with contextlib.suppress(OSError):
+            os.chmod(folder, 0o700)
+    shutil.rmtree(path, ignore_errors=True)
 
 
-def _size(directory: Path) -> int:
+def _size(path: Path) -> int:
+    """Bytes on disk below a directory."""
     total = 0
-    for parent, _, names in os.walk(directory):
-        for name in names:
+    for folder, _, files in os.walk(path):
+        for name in files:
             with contextlib.suppress(OSError):
-                total += (Path(parent) / name).lstat().st_size
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
     return total

@@ -34,7 +34,5 @@ def envelope(error: CloudAIError) -> Json:
         headers.append((b"retry-after", b"%d" % error.retry_after))
     if error.code is Code.METHOD_NOT_ALLOWED:
         headers.append((b"allow", str(error.details["allowed"]).encode()))
-    if error.code is Code.BODY_TOO_LARGE:
-        headers.append((b"connection", b"close"))  # the rest of the body is not read
     body = {"error": {"code": error.code.value, "message": error.message, "details": error.details}}
     return Json(body, error.http_status, headers)

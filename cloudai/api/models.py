@@ -32,7 +32,11 @@ UserId = Annotated[str, Field(min_length=1, max_length=256, pattern=USER)]
 Image = Annotated[str, Field(min_length=1, max_length=512, pattern=IMAGE)]
 Argument = Annotated[str, Field(max_length=MAX_COMMAND, pattern=NO_NUL)]
 Command = Argument | Annotated[list[Argument], Field(max_length=1000)] | None
-Finite = Field(allow_inf_nan=False)
+
+
+def _integer(value: Any) -> Any:
+    """JSON knows one kind of number: 5.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class TaskRequest(BaseModel):
@@ -53,11 +57,11 @@ class TaskRequest(BaseModel):
     req_memory: float = Field(ge=MIN_MEMORY, le=MAX_GIB, allow_inf_nan=False, description="GiB; at least 6 MiB.")
     req_storage: float = Field(0.0, ge=0, le=MAX_GIB, allow_inf_nan=False, description="GiB; 0 is not limited.")
     req_gpu: float = Field(0.0, ge=0, le=MAX_GPU, allow_inf_nan=False, description="GPUs; 0.5 is half of one.")
-    timeout_seconds: int | None = Field(
-        None, ge=1, le=315_360_000, description="Longest run, counted from its start; null is no limit."
+    timeout_seconds: Annotated[int, Field(ge=1, le=315_360_000), BeforeValidator(_integer)] | None = Field(
+        None, description="Longest run, counted from its start; null is no limit."
     )
-    max_retries: int | None = Field(
-        None, ge=0, le=100, description="Further attempts; null is 1 after a lost worker and 0 after a failure."
+    max_retries: Annotated[int, Field(ge=0, le=100), BeforeValidator(_integer)] | None = Field(
+        None, description="Further attempts; null is 1 after a lost worker and 0 after a failure."
     )
 
 
@@ -75,7 +79,7 @@ def _switch(value: Any) -> Any:
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+Offset = Annotated[int, Field(ge=0, le=MAX_COUNT), BeforeValidator(_whole)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
@@ -90,25 +94,31 @@ class NoQuery(Query):
 class ListQuery(Query):
     status: TaskStatus | None = Field(None, strict=False, description="Those with this status.")
     user_id: UserId | None = Field(None, description="Those of this user.")
-    limit: Whole = Field(50, ge=1, le=1000, description="Most tasks in the answer.")
-    offset: Whole = Field(0, ge=0, le=MAX_COUNT, description="How many to skip, newest first.")
+    limit: Annotated[int, Field(ge=1, le=1000), BeforeValidator(_whole)] = Field(
+        50, description="Most tasks in the answer."
+    )
+    offset: Offset = Field(0, description="How many to skip, newest first.")
     view: Literal["summary", "full"] = Field("summary", description="`full` gives every field of each task.")
 
 
 class TaskGetQuery(Query):
-    wait_seconds: Whole = Field(
-        0, ge=0, le=60, description="Hold the answer until the task has ended, or so many seconds."
+    wait_seconds: Annotated[int, Field(ge=0, le=60), BeforeValidator(_whole)] = Field(
+        0, description="Hold the answer until the task has ended, or so many seconds."
     )
-    version: Whole | None = Field(
-        None, ge=0, le=MAX_COUNT, description="With wait_seconds: answer as soon as the task's version is another one."
+    version: Annotated[int, Field(ge=0, le=MAX_COUNT), BeforeValidator(_whole)] | None = Field(
+        None, description="With wait_seconds: answer as soon as the task's version is another one."
     )
 
 
 class LogQuery(Query):
-    offset: Whole = Field(0, ge=0, le=MAX_COUNT, description="First byte wanted.")
-    limit: Whole | None = Field(None, ge=1, le=MAX_COUNT, description="Most bytes; all there are when absent.")
+    offset: Offset = Field(0, description="First byte wanted.")
+    limit: Annotated[int, Field(ge=1, le=MAX_COUNT), BeforeValidator(_whole)] | None = Field(
+        None, description="Most bytes; all there are when absent."
+    )
     follow: Switch = Field(False, description="Go on until the attempt has ended.")
-    attempt: Whole | None = Field(None, ge=1, le=1_000_000, description="Which attempt; the latest when absent.")
+    attempt: Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_whole)] | None = Field(
+        None, description="Which attempt; the latest when absent."
+    )
 
 
 # ---- answers

@@ -1,0 +1,36 @@
+"""Engines that tests of several parts share, started when the first of them asks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engines.dockerd import PrivateDocker, answers
+from tests.engines.images import build_busybox
+from tests.engines.registry import running_registry
+
+
+@pytest.fixture(scope="session")
+def docker_host() -> Iterator[str]:
+    """DOCKER_HOST of an engine: the one that runs, else one of the tests' own."""
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if answers(host):
+        yield host
+        return
+    with PrivateDocker() as engine:
+        yield engine.host
+
+
+@pytest.fixture(scope="session")
+def busybox(docker_host: str) -> str:
+    """The name of an image in that engine with the busybox commands in /bin and `sh` as its command."""
+    return build_busybox(docker_host)
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address, 127.0.0.1:PORT, of an empty registry that takes pushes."""
+    with running_registry(tmp_path_factory.mktemp("registry")) as address:
+        yield address

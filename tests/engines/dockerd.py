@@ -1,0 +1,107 @@
+"""A Docker Engine of the tests' own: it shares nothing with another engine of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+import docker
+import psutil
+import requests
+from docker.errors import DockerException
+
+from tests.engines import missing
+
+START_SECONDS = 60.0
+HOW = "run scripts/provision as root, or start a Docker Engine and set DOCKER_HOST"
+
+
+class PrivateDocker:
+    """A context that holds a running engine. `host` is its DOCKER_HOST; containers need the network `host` or `none`."""
+
+    def __init__(self) -> None:
+        if os.geteuid() != 0 or shutil.which("dockerd") is None:
+            missing("A Docker Engine", HOW)
+        self.directory = Path(tempfile.mkdtemp(prefix="dockerd-", dir="/tmp"))  # short: a socket's path has a limit
+        self.host = f"unix://{self.directory}/docker.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> PrivateDocker:
+        try:
+            self.start()
+        except BaseException:
+            self._clean()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        self._clean()
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        place = self.directory
+        arguments = ["dockerd", "--data-root", f"{place}/data", "--exec-root", f"{place}/exec", "-H", self.host]
+        arguments += ["--pidfile", f"{place}/pid", "--bridge=none", "--iptables=false", "--ip6tables=false"]
+        arguments += ["--storage-driver=overlay2", "--insecure-registry=127.0.0.0/8", "--shutdown-timeout=2"]
+        with (place / "log").open("ab") as output:
+            self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(self.host):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"dockerd did not start:\n{(place / 'log').read_text()[-3000:]}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """As an operator does; it ends its containers."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(60)
+            self._process = None
+
+    def _clean(self) -> None:
+        """End what a killed engine left, and give back its mounts and its files."""
+        self.kill()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if any(str(self.directory) in word for word in process.cmdline()):
+                    for each in (*process.children(recursive=True), process):
+                        each.kill()
+        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+            target = line.split()[1]
+            if target.startswith(f"{self.directory}/"):
+                subprocess.run(["umount", "-l", target], check=False, capture_output=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def answers(host: str) -> bool:
+    """True when an engine answers there."""
+    if host.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as caller:  # the SDK leaves its socket open where nobody listens
+            if caller.connect_ex(host.removeprefix("unix://")):
+                return False
+    with contextlib.closing(docker.APIClient(base_url=host, version="1.41", timeout=10)) as client:
+        try:
+            return bool(client.ping())
+        except (DockerException, requests.RequestException):
+            return False

@@ -16,6 +16,7 @@ import redis
 from cloudai.settings import Settings, SettingsError
 from cloudai.store.sql import SqlStore
 from tests.api.conftest import BODY, client_of, error_of
+from tests.engines import missing
 
 
 def limited(tmp_path: Path, **fields: Any) -> Settings:
@@ -84,7 +85,7 @@ def redis_url() -> Iterator[str]:
     """A Redis of this test's own."""
     program = shutil.which("redis-server")
     if program is None:
-        pytest.skip("engine missing: redis-server")
+        missing("Redis", "apt-get install redis-server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -18,6 +18,7 @@ from cloudai.api.openapi import document
 from cloudai.settings import Settings
 from cloudai.store.sql import SqlStore
 from tests.api.conftest import BODY, join, serving, start, submit
+from tests.engines import missing
 
 REFERENCE = (Path(__file__).parents[2] / "docs" / "api-reference.md").read_text()
 API = document()
@@ -136,7 +137,7 @@ async def test_the_curl_examples_work(store: SqlStore, default_settings: Setting
 async def test_the_javascript_example_works(store: SqlStore, default_settings: Settings, tmp_path: Path) -> None:
     node = shutil.which("node")
     if node is None:
-        pytest.skip("engine missing: node")
+        missing("Node", "apt-get install nodejs")
     (example,) = blocks(REFERENCE, "javascript")
     script = tmp_path / "example.js"
     async with serving(store, default_settings) as server:

@@ -48,7 +48,17 @@ def get(path: str) -> bytes:
 def bare() -> Iterator[int]:
     """The bare application in a process of its own; its port."""
     port = free_port()
-    options = ("--port", str(port), "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
+    options = (
+        "--port",
+        str(port),
+        "--loop",
+        "uvloop",
+        "--http",
+        "httptools",
+        "--no-access-log",
+        "--log-level",
+        "warning",
+    )
     process = subprocess.Popen([sys.executable, "-m", "uvicorn", "tests.bench.bare:app", *options])
     try:
         eventually("the bare application answers", lambda: _listens(port))

@@ -130,6 +130,12 @@ class Cluster:
         eventually(f"{worker_id} is active", lambda: self.worker(worker_id).get("is_active"))
         return part
 
+    def start_all(self) -> None:
+        """API, controller and one agent."""
+        self.api()
+        self.controller()
+        self.agent()
+
     def answers(self, part: Part | None = None) -> bool:
         if part and part.process.poll() is not None:
             raise AssertionError(f"{part.name} ended: {part.log.read_text()}")

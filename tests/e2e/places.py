@@ -49,7 +49,9 @@ class Docker:
         return sorted(str(container.name) for container in self.containers(cluster))
 
     def clear(self, cluster: Cluster) -> None:
-        for container in self.client.containers.list(all=True, filters={"label": "cloudai.cluster"}, ignore_removed=True):
+        for container in self.client.containers.list(
+            all=True, filters={"label": "cloudai.cluster"}, ignore_removed=True
+        ):
             with contextlib.suppress(NotFound, APIError):
                 container.remove(force=True, v=True)
         self.client.close()

@@ -65,12 +65,10 @@ def test_a_finished_task_cannot_be_cancelled(cluster: Cluster, place: Place) -> 
 @pytest.mark.docker
 def test_a_cancel_during_the_pull_ends_the_pull(make_cluster: MakeCluster, docker_place: Docker) -> None:
     cluster = make_cluster(docker_place)
-    cluster.api()
-    cluster.controller()
-    cluster.agent()
+    cluster.start_all()
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a registry that never answers
         task_id = cluster.submit(f"127.0.0.1:{silent.getsockname()[1]}/some/image:1", "true")
-        eventually("the pull began", lambda: "pull" in (cluster.task(task_id)["message"] or ""))
+        eventually("the pull began", lambda: "Pulling" in (cluster.task(task_id)["message"] or ""))
         cluster.cancel(task_id)
         cluster.until(task_id, "cancelled")
     assert not docker_place.running(cluster)

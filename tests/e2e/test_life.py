@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.e2e.cluster import MIB, Cluster, eventually
-from tests.e2e.places import Docker, Place
+from tests.e2e.conftest import MakeCluster
+from tests.e2e.places import Docker, Place, Processes
 
 
 def test_a_task_runs_and_its_truth_comes_back(cluster: Cluster, place: Place) -> None:
@@ -69,41 +68,39 @@ def test_a_task_larger_than_every_worker_waits_and_says_why(cluster: Cluster, pl
     cluster.until(small, "completed")
     task = cluster.task(task_id)
     assert (task["status"], task["reason"]) == ("queued", "TooLargeForEveryWorker")
-    assert "cpu" in task["message"]
+    assert "CPU" in task["message"]
 
 
-def test_an_image_that_does_not_exist_says_so(make_cluster, docker_place: Docker, registry: str) -> None:  # type: ignore[no-untyped-def]
+def test_an_image_that_does_not_exist_says_so(make_cluster: MakeCluster, docker_place: Docker, registry: str) -> None:
     cluster = make_cluster(docker_place)
-    cluster.api(), cluster.controller(), cluster.agent()
+    cluster.start_all()
     task = cluster.until(cluster.submit(f"{registry}/nobody/nothing:1", "true"), "failed")
     assert task["reason"] == "ImageNotFound"
 
 
-def test_a_container_that_takes_too_much_memory_says_so(make_cluster, docker_place: Docker) -> None:  # type: ignore[no-untyped-def]
+def test_a_container_that_takes_too_much_memory_says_so(make_cluster: MakeCluster, docker_place: Docker) -> None:
     cluster = make_cluster(docker_place)
-    cluster.api(), cluster.controller(), cluster.agent()
+    cluster.start_all()
     greedy = "x=a; while true; do x=$x$x$x$x; done"
     task = cluster.until(cluster.submit(docker_place.image, greedy, req_memory=16 * MIB), "failed")
     assert task["reason"] == "OOMKilled"
 
 
-def test_a_container_that_writes_too_much_says_so(make_cluster, docker_place: Docker) -> None:  # type: ignore[no-untyped-def]
+def test_a_container_that_writes_too_much_says_so(make_cluster: MakeCluster, docker_place: Docker) -> None:
     cluster = make_cluster(docker_place, CLOUDAI_STORAGE_CHECK_SECONDS="0.2")
-    cluster.api(), cluster.controller(), cluster.agent()
+    cluster.start_all()
     command = "dd if=/dev/zero of=/big bs=1M count=64; sleep 600"
     task = cluster.until(cluster.submit(docker_place.image, command, req_storage=16 * MIB), "failed")
     assert task["reason"] == "StorageLimitExceeded"
     eventually("nothing is left", lambda: not docker_place.running(cluster))
 
 
-@pytest.mark.parametrize("gpu", [1])
-def test_gpus_are_packed_by_device_and_never_twice(make_cluster, gpu: int) -> None:  # type: ignore[no-untyped-def]
-    from tests.e2e.places import Processes
-
+def test_gpus_are_packed_by_device_and_never_twice(make_cluster: MakeCluster) -> None:
     place = Processes()
     cluster = make_cluster(place)
-    cluster.api(), cluster.controller()
-    cluster.agent("worker-1", "--cpu", "4", "--memory", "2", "--storage", "10", "--gpu", str(gpu))
+    cluster.api()
+    cluster.controller()
+    cluster.agent("worker-1", "--cpu", "4", "--memory", "2", "--storage", "10", "--gpu", "1")
     first = cluster.submit(place.image, "sleep 600", req_gpu=0.5)
     second = cluster.submit(place.image, "sleep 600", req_gpu=0.5)
     third = cluster.submit(place.image, "true", req_gpu=0.5)

@@ -103,10 +103,12 @@ def spawn(home: Path, command: Sequence[str], environment: Mapping[str, str]) ->
         setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXFSZ],
     )
     deadline = time.monotonic() + START_SECONDS
-    while (shim := Shim.of(home)) is None:
-        time.sleep(0.001)
-        if time.monotonic() > deadline or os.waitpid(pid, os.WNOHANG)[0]:
+    over = False
+    while (shim := Shim.of(home)) is None:  # a short command may have begun and ended before the first look
+        if over:
             raise RunRefused(Reason.START_FAILED, f"The shell that runs the command did not begin in {home}.")
+        time.sleep(0.001)
+        over = time.monotonic() > deadline or os.waitpid(pid, os.WNOHANG)[0] != 0
     return shim
 
 

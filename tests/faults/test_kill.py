@@ -113,7 +113,8 @@ def test_every_acknowledged_task_ends_exactly_once_whatever_is_killed(make_clust
         submitter.join()
         finished = [eventually("ends", lambda task_id=task_id: done(cluster, task_id), 240) for task_id in tasks]
     assert len(set(tasks)) == TASKS
-    assert [task for task in finished if task["status"] != "completed"] == []
+    bad = [(task["reason"], task["message"], task["exit_code"]) for task in finished if task["status"] != "completed"]
+    assert bad == []
     assert witness.count("ran") == dict.fromkeys(tasks, 1)
     assert {task["attempt"] for task in finished} == {1}
 

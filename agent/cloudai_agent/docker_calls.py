@@ -1,7 +1,8 @@
-"""What an engine's silence and its errors mean."""
+"""What an engine's silence and its errors mean, and how its streams are read."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,3 +49,26 @@ def _cause(error: BaseException) -> str:
                 "PermissionError": "no permission for its socket; join the group `docker` or run as root",
             }[sign]
     return text.partition("\n")[0][:200]
+
+
+def stream_payloads(response: requests.Response) -> Iterator[bytes]:
+    """The bytes of both streams of a log, in the order in which the engine has them; each frame has a head of 8 bytes."""
+    buffer = bytearray()
+    for data in response.iter_content(chunk_size=None):
+        buffer += data
+        start, pieces = 0, []
+        while len(buffer) >= start + 8:
+            end = start + 8 + int.from_bytes(buffer[start + 4 : start + 8], "big")
+            if len(buffer) < end:
+                break
+            pieces.append(bytes(buffer[start + 8 : end]))
+            start = end
+        del buffer[:start]
+        if pieces:
+            yield b"".join(pieces)
+
+
+def shut(response: requests.Response) -> None:
+    """End a stream that another thread is reading."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        response.raw.shutdown()

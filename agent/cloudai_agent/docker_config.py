@@ -1,0 +1,108 @@
+"""What a run's container is made of, and what the engine's answer says of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from docker.types import DeviceRequest
+
+from cloudai.resources import Reason, Run
+from cloudai.settings import Settings
+from cloudai_agent.runtime import Container, ContainerState, device_list
+
+CLUSTER, WORKER, TASK, ATTEMPT = "cloudai.cluster", "cloudai.worker", "cloudai.task", "cloudai.attempt"
+LEAST_MEMORY = 6 * 1024 * 1024  # the engine refuses less
+LEAST_CPU = 10  # milli-cores; the same
+# Around each line of log the engine puts about 75 bytes, so a log of empty lines takes 80 times its size on disk. Two files
+# of half of that hold every byte that is ever shipped, however far behind the agent is.
+LOG_FILES, LOG_GROWTH = 2, 40
+
+_STATES = {
+    "created": ContainerState.CREATED,
+    "running": ContainerState.RUNNING,
+    "paused": ContainerState.RUNNING,
+    "restarting": ContainerState.RUNNING,
+    "removing": ContainerState.EXITED,
+    "exited": ContainerState.EXITED,
+    "dead": ContainerState.EXITED,
+}
+_NO_COMMAND = re.compile(r"executable file not found|no such file or directory", re.IGNORECASE)
+
+
+def container_config(api: Any, run: Run, settings: Settings, labels: Mapping[str, str], cores: int) -> dict[str, Any]:
+    """The engine's description of a run's container; `cores` is what the engine's machine has."""
+    environment = {"CLOUDAI_TASK_ID": run.task_id, "CLOUDAI_ATTEMPT": str(run.attempt)}
+    if run.gpus:
+        environment["NVIDIA_VISIBLE_DEVICES"] = device_list(run.gpus)
+    entrypoint: list[str] | None = None
+    command: list[str] | None = None
+    if isinstance(run.command, str):
+        entrypoint, command = ["/bin/sh", "-c"], [run.command]
+    elif run.command is not None:
+        entrypoint, command = [run.command[0]], list(run.command[1:])
+    return dict(
+        api.create_container_config(
+            run.image,
+            command,
+            entrypoint=entrypoint,
+            environment=environment,
+            labels={**labels, TASK: run.task_id, ATTEMPT: str(run.attempt)},
+            host_config=_host_config(api, run, settings, cores),
+        )
+    )
+
+
+def _host_config(api: Any, run: Run, settings: Settings, cores: int) -> dict[str, Any]:
+    memory = max(run.resources.memory, LEAST_MEMORY)
+    # The operator may offer more cores than there are; the engine refuses a limit above them.
+    cpu = min(max(run.resources.cpu, LEAST_CPU), 1000 * cores)
+    gpus = [str(share.device) for share in run.gpus]
+    log_size = str(settings.max_log_bytes * LOG_GROWTH + 1024 * 1024)
+    options = {
+        "nano_cpus": cpu * 1_000_000,
+        "mem_limit": memory,
+        "memswap_limit": memory,  # both together: no swap beyond the memory
+        "pids_limit": settings.pids_limit,
+        "init": True,
+        "security_opt": ["no-new-privileges"],
+        "cap_drop": [name.strip() for name in settings.cap_drop.split(",") if name.strip()],
+        "network_mode": settings.network,
+        "device_requests": [DeviceRequest(device_ids=gpus, capabilities=[["gpu"]])] if gpus else None,
+        "log_config": {"type": "json-file", "config": {"max-size": log_size, "max-file": str(LOG_FILES)}},
+    }
+    return dict(api.create_host_config(**{name: value for name, value in options.items() if value is not None}))
+
+
+def container_of(found: dict[str, Any]) -> Container:
+    """From the engine's answer to an inspect of one of ours."""
+    state, labels = found["State"], found["Config"]["Labels"]
+    ended = state["Status"] in ("exited", "dead", "removing")
+    started_at, finished_at = milliseconds(state["StartedAt"]), milliseconds(state["FinishedAt"])
+    return Container(
+        run_id=found["Name"].removeprefix("/"),
+        task_id=labels[TASK],
+        attempt=int(labels[ATTEMPT]),
+        state=_STATES[state["Status"]],
+        started_at=started_at,
+        # The engine reads two clocks: a very short life may seem to end before it began.
+        finished_at=max(finished_at or 0, started_at or 0) or None if ended else None,
+        exit_code=state["ExitCode"] if ended else None,
+        oom_killed=state["OOMKilled"],
+        error=state["Error"] or None,
+    )
+
+
+def start_reason(words: str) -> Reason:
+    """Why a start failed, from the engine's words."""
+    return Reason.COMMAND_NOT_FOUND if _NO_COMMAND.search(words) else Reason.START_FAILED
+
+
+def milliseconds(text: str) -> int | None:
+    """An engine's time, such as 2025-11-16T10:30:00.123456789Z; the year 1 means never."""
+    if text.startswith("0001-"):
+        return None
+    whole, _, rest = text.rstrip("Z").partition(".")
+    return round(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 1000 + int(f"{rest[:3]:0<3}")

@@ -35,7 +35,7 @@ def engine_words(error: APIError) -> str:
 
 def _going_away(error: APIError) -> bool:
     words = engine_words(error)
-    return any(sign in words for sign in ("connection refused", "containerd", "shutting down", "transport is closing"))
+    return any(sign in words for sign in ("containerd.sock", "shutting down", "transport is closing", "ttrpc: closed"))
 
 
 def _cause(error: BaseException) -> str:

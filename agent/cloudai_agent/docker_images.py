@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from docker.errors import APIError, ImageNotFound, NotFound
+import requests
+from docker import auth
+from docker.errors import APIError, ImageNotFound
 from docker.utils import parse_repository_tag
 
 from cloudai.resources import Reason
 from cloudai.settings import Settings
-from cloudai_agent.docker_calls import answering, engine_words
+from cloudai_agent.docker_calls import CALL_SECONDS, answering, engine_words, shut
 from cloudai_agent.runtime import EngineDown, RunRefused
 
 LOOK_SECONDS = 0.1  # how often a silent pull is asked whether it is still wanted
@@ -67,39 +71,65 @@ def pull(
 
 
 def _lines(api: Any, image: str, deadline: float, cancelled: Callable[[], bool]) -> Iterator[dict[str, Any] | None]:
-    """The engine's progress lines as they come, None in between; the stream is read by a thread, for it may be silent."""
+    """The engine's progress lines as they come, None in between; the stream is read by a thread, for it may be silent.
+
+    Letting go of the stream is how the engine learns that nobody wants the image any more.
+    """
     lines: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    streams: list[Any] = []
+    stream: list[requests.Response] = []
+    given_up = threading.Event()
 
     def read() -> None:
         try:
-            with answering():
-                # Without a tag the SDK would pull every tag there is.
-                repository, tag = parse_repository_tag(image)
-                stream = api.pull(repository, tag or "latest", stream=True, decode=True)
-                streams.append(stream)
-                for line in stream:
-                    lines.put(line)
+            with answering(), contextlib.closing(_request(api, image)) as response:
+                stream.append(response)
+                for line in response.iter_lines(chunk_size=None):
+                    lines.put(json.loads(line))
+                    if given_up.is_set():
+                        return
             lines.put(_END)
-        except (EngineDown, APIError, ValueError) as error:
+        except (EngineDown, APIError) as error:
             lines.put(error)
 
     threading.Thread(target=read, name="pull", daemon=True).start()
-    while True:
-        if cancelled() or time.monotonic() >= deadline:
-            yield None
-        try:
-            line = lines.get(timeout=LOOK_SECONDS)
-        except queue.Empty:
-            yield None
-            continue
-        if line is _END:
-            return
-        if isinstance(line, APIError):
-            raise refusal(image, engine_words(line), missing=isinstance(line, NotFound | ImageNotFound))
-        if isinstance(line, Exception):
-            raise line
-        yield line
+    try:
+        while True:
+            if cancelled() or time.monotonic() >= deadline:
+                yield None
+            try:
+                line = lines.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                yield None
+                continue
+            if line is _END:
+                return
+            if isinstance(line, APIError):
+                raise refusal(image, engine_words(line), missing=line.status_code == requests.codes.not_found)
+            if isinstance(line, Exception):
+                raise line
+            yield line
+    finally:
+        given_up.set()
+        for response in stream:
+            shut(response)
+
+
+def _request(api: Any, image: str) -> requests.Response:
+    """Ask for the image. The SDK's own `pull` gives no hold of the connection."""
+    repository, tag = parse_repository_tag(image)  # without a tag the engine would pull every tag there is
+    registry, _ = auth.resolve_repository_name(repository)
+    login = auth.get_config_header(api, registry)
+    response: requests.Response = api.post(
+        f"{api.base_url}/v{api.api_version}/images/create",
+        params={"fromImage": repository, "tag": tag or "latest"},
+        headers={"X-Registry-Auth": login} if login else {},
+        stream=True,
+        timeout=(CALL_SECONDS, None),
+    )
+    if response.status_code >= requests.codes.bad_request:
+        with contextlib.closing(response):
+            raise APIError("refused", response, response.json().get("message"))
+    return response
 
 
 def refusal(image: str, words: str, *, missing: bool = False) -> RunRefused:
@@ -107,12 +137,12 @@ def refusal(image: str, words: str, *, missing: bool = False) -> RunRefused:
     low = words.lower()
     if "invalid reference" in low or "invalid repository name" in low:
         return RunRefused(Reason.INVALID_IMAGE_NAME, f"{image} is no image name ({words}).")
-    denied = "denied" in low or "unauthorized" in low or "authentication" in low or "no basic auth" in low
-    if not denied and (missing or "manifest unknown" in low or "not found" in low):
-        return RunRefused(
-            Reason.IMAGE_NOT_FOUND, f"There is no image {image} ({words}); check its name and tag, and push it."
-        )
-    hint = "log in on the worker with `docker login`" if denied else "check the registry and the worker's network"
+    if missing or "manifest unknown" in low or "repository name not known" in low:
+        # A registry does not tell an image that is missing from one that is not shown.
+        hint = "log in on the worker with `docker login` if it is private" if "denied" in low else "check name and tag"
+        return RunRefused(Reason.IMAGE_NOT_FOUND, f"The registry has no image {image} ({words}); {hint}.")
+    login = any(sign in low for sign in ("denied", "unauthorized", "authentication", "no basic auth"))
+    hint = "log in on the worker with `docker login`" if login else "check the registry and the worker's network"
     return RunRefused(Reason.IMAGE_PULL_FAILED, f"Pulling {image} failed ({words}); {hint}.")
 
 

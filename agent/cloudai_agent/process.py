@@ -29,7 +29,6 @@ from cloudai_agent.runtime import Container, ContainerState, RunRefused, device_
 
 LOOK_SECONDS = 0.05  # how often a log is looked at for more
 SWEEP_SECONDS = 10.0  # a killed process may hang in the kernel; nobody waits for it longer
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class ProcessRuntime:
@@ -43,6 +42,7 @@ class ProcessRuntime:
         self._lock = threading.Lock()
         self._awaited: dict[str, threading.Event] = {}  # set once the run has ended
         self._listeners: list[queue.SimpleQueue[str | None]] = []
+        self._closed = threading.Event()
 
     def bind(self, cluster_id: str, worker_id: str) -> None:
         self._ours = self._root / cluster_id / worker_id
@@ -122,7 +122,7 @@ class ProcessRuntime:
         command = ["/bin/sh", "-c", run.command] if isinstance(run.command, str) else list(run.command)
         devices = device_list(run.gpus)
         environment = {
-            "PATH": PATH,
+            "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(home / "work"),
             "LANG": os.environ.get("LANG", "C.UTF-8"),
             "CLOUDAI_TASK_ID": run.task_id,
@@ -143,7 +143,7 @@ class ProcessRuntime:
             run = json.loads((home / "run.json").read_bytes())
         except FileNotFoundError:
             raise RunRefused(Reason.START_FAILED, f"The directory of this run, {home}, is gone.") from None
-        _check(run["command"][0], home / "work")
+        _check(run["command"][0], home / "work", run["environment"]["PATH"])
         shim = spawn(home, run["command"], run["environment"])
         self._await(run_id, shim)
         self._tell(run_id)
@@ -210,7 +210,7 @@ class ProcessRuntime:
                 over = not home.exists() or (ended is not None and ended.is_set())  # looked at before the last read
                 while piece := log.read(65536):
                     yield piece
-                if over:
+                if over or self._closed.is_set():
                     return
                 if ended is not None:
                     ended.wait(LOOK_SECONDS)
@@ -222,7 +222,7 @@ class ProcessRuntime:
         with self._lock:
             self._listeners.append(listener)
         yield None
-        while True:
+        while not self._closed.is_set():
             yield listener.get()
 
     def _tell(self, run_id: str) -> None:
@@ -250,13 +250,16 @@ class ProcessRuntime:
         return ended
 
     def close(self) -> None:
-        """Processes go on."""
+        self._closed.set()
+        with self._lock:
+            for listener in self._listeners:
+                listener.put(None)
 
 
-def _check(program: str, work: Path) -> None:
+def _check(program: str, work: Path, path: str) -> None:
     """Say what is wrong with a program before it is run, as an engine does."""
     place = str(work / program) if "/" in program else program
-    if shutil.which(place, path=PATH):
+    if shutil.which(place, path=path):
         return
     if "/" in program and Path(place).exists():
         raise RunRefused(

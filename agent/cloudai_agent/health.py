@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from socketserver import TCPServer, ThreadingMixIn
 from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -24,6 +25,17 @@ log = logging.getLogger("cloudai.agent")
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         log.debug(format, *args)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a request: who connects and says nothing keeps nobody waiting."""
+
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # not HTTPServer's, which looks this machine's name up and may wait for that
+        self.server_name, self.server_port = "cloudai-agent", self.server_address[1]
+        self.setup_environ()
 
 
 class Health:
@@ -65,9 +77,9 @@ class Health:
 
 def _listen(port: int, app: Callable[..., Iterable[bytes]]) -> WSGIServer:
     try:
-        return make_server("0.0.0.0", port, app, handler_class=_Quiet)
+        return make_server("0.0.0.0", port, app, _Server, _Quiet)
     except OSError as error:
-        server = make_server("0.0.0.0", 0, app, handler_class=_Quiet)
+        server = make_server("0.0.0.0", 0, app, _Server, _Quiet)
         log.warning("port %d of the health endpoint is taken (%s): using %d", port, error.strerror, server.server_port)
         return server
 

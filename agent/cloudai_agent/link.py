@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import deque
 from typing import Protocol
 
 from pydantic import ValidationError
@@ -64,28 +65,31 @@ class Link:
         self.url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}{PATH}"
         self._token = token
         self._listener = listener
-        self._out: asyncio.Queue[str | bytes] | None = None
+        self._joined = False  # this try has got as far as a registration
+        self._out: _Outbox | None = None
 
     def send(self, message: Message) -> None:
         if self._out is not None:
-            self._out.put_nowait(encode(message))
+            self._out.put(encode(message))
 
     def send_log(self, run_id: str, offset: int, data: bytes) -> None:
         if self._out is not None:
-            self._out.put_nowait(encode_log(run_id, offset, data))
+            self._out.put_log(encode_log(run_id, offset, data))
 
     async def run(self) -> None:
         delay = FIRST_RETRY
         while True:
+            self._joined = False
             try:
                 await self._connect()
-                delay = FIRST_RETRY
             except _Refusal as refusal:
                 log.error("%s", refusal)
                 delay = REFUSED_RETRY
             except (OSError, InvalidHandshake, TimeoutError, ConnectionClosed, ValidationError, ValueError) as error:
                 log.warning("no connection to %s (%s), trying again", self.url, _words(error))
                 delay = min(delay * 2, LAST_RETRY)
+            if self._joined:
+                delay = FIRST_RETRY
             # Many agents that lost one server must not all come back at once.
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
 
@@ -106,7 +110,7 @@ class Link:
                 raise _Refusal(terms.message)
             if not isinstance(terms, Registered):
                 raise ValueError("the server did not answer the registration")
-            self._out = asyncio.Queue()
+            self._out, self._joined = _Outbox(), True
             try:
                 self._listener.registered(terms, sent_at)
                 await self._talk(connection, terms.heartbeat_seconds)
@@ -144,9 +148,35 @@ class Link:
                     raise ValueError(f"the server said `{message.type}` at the wrong time")
         log.info("the server closed the connection: %s", connection.close_reason or connection.close_code)
 
-    async def _pass_out(self, connection: ClientConnection, out: asyncio.Queue[str | bytes]) -> None:
+    async def _pass_out(self, connection: ClientConnection, out: _Outbox) -> None:
         while True:
             await connection.send(await out.get())
+
+
+class _Outbox:
+    """What waits to be sent: messages before logs, so that no heartbeat stands in a queue behind megabytes of them."""
+
+    def __init__(self) -> None:
+        self._messages: deque[str] = deque()
+        self._logs: deque[bytes] = deque()
+        self._any = asyncio.Event()
+
+    def put(self, text: str) -> None:
+        self._messages.append(text)
+        self._any.set()
+
+    def put_log(self, frame: bytes) -> None:
+        self._logs.append(frame)
+        self._any.set()
+
+    async def get(self) -> str | bytes:
+        while True:
+            if self._messages:
+                return self._messages.popleft()
+            if self._logs:
+                return self._logs.popleft()
+            self._any.clear()
+            await self._any.wait()
 
 
 async def _probe(connection: ClientConnection, heartbeat_seconds: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from cloudai.wire import LOG_CHUNK
@@ -18,6 +19,7 @@ log = logging.getLogger("cloudai.agent")
 
 WINDOW = 1024 * 1024
 FLUSH_SECONDS = 0.05  # how long small pieces wait for company
+RESUME_SECONDS = 1.0  # until a log whose reading broke off is read on
 
 
 def cut_marker(limit: int) -> bytes:
@@ -70,10 +72,17 @@ class Shipment:
         self._wanted = 0
         self._closed = False
         self.ended = False  # every byte was read
-        self.broken = False  # the engine went away; the reader must be started again
+        self._cut = False  # it ended at the longest that is kept
+        self._expected: deque[int] = deque()  # where the pieces under way end, in the order of their acknowledgements
+        self._rewind = False  # a piece did not arrive: once nothing is under way, send again
         self._flush: asyncio.TimerHandle | None = None
         self._send: Callable[[int, bytes], None] | None = None
         self._start()
+
+    @property
+    def stored(self) -> int:
+        """How many bytes the server is known to have."""
+        return self._stored
 
     @property
     def complete(self) -> bool:
@@ -83,13 +92,13 @@ class Shipment:
     # -- reading
 
     def _start(self) -> None:
-        self.broken = False
         name = f"log-{self.run_id}"
         threading.Thread(target=self._read, args=(self._read_to,), name=name, daemon=True).start()
 
-    def resume(self) -> None:
-        """Read on after the engine came back."""
-        if self.broken and not self._closed:
+    def reopen(self) -> None:
+        """Read on where the log seemed to have ended but its container runs: an engine that restarts ends what it sends."""
+        if self.ended and not self._cut and not self._closed:
+            self.ended = False
             self._start()
 
     def _read(self, offset: int) -> None:
@@ -101,9 +110,13 @@ class Shipment:
                         break
             else:
                 self._give(cut.rest())
-            self._tell(self._end)
         except EngineDown:
-            self._tell(self._break)
+            self._tell(self._broke_off)
+        except Exception:
+            log.exception("the log of %s cannot be read, trying again", self.run_id, extra={"run_id": self.run_id})
+            self._tell(self._broke_off)
+        else:
+            self._tell(lambda: self._end(cut.full))
 
     def _give(self, data: bytes) -> bool:
         """Hand bytes over once there is room; False when nobody wants them any more. In the reader's thread."""
@@ -138,21 +151,22 @@ class Shipment:
             self._wanted -= 1
             self._room.release()
 
-    def _end(self) -> None:
-        self.ended = True
+    def _end(self, cut: bool) -> None:
+        self.ended, self._cut = True, cut
         self._ship()
         self._changed()
 
-    def _break(self) -> None:
-        self.broken = True
-        self._changed()
+    def _broke_off(self) -> None:
+        self._loop.call_later(RESUME_SECONDS, lambda: None if self._closed else self._start())
 
     # -- shipping
 
     def connected(self, send: Callable[[int, bytes], None], stored: int) -> None:
         """There is a connection, and the server has `stored` bytes: send what it lacks."""
         self._send = send
-        self.acknowledged(stored)
+        self._expected.clear()
+        self._rewind = False
+        self._advance(stored)
         self._sent = self._stored
         self._ship()
 
@@ -160,7 +174,16 @@ class Shipment:
         self._send = None
 
     def acknowledged(self, end: int) -> None:
-        """The server has the first `end` bytes; less than was sent before is asked for again by the next connection."""
+        """The answer to a piece: the server has the first `end` bytes. Less than to the end of that piece leaves a gap."""
+        self._advance(end)
+        if self._expected and end < self._expected.popleft() and end == self._stored:
+            self._rewind = True
+        if self._rewind and not self._expected:
+            self._rewind = False
+            self._sent = self._stored
+            self._ship()
+
+    def _advance(self, end: int) -> None:
         if end > self._stored:
             del self._buffer[: end - self._stored]
             self._stored = end
@@ -173,12 +196,13 @@ class Shipment:
         if self._flush:
             self._flush.cancel()
             self._flush = None
-        if self._send is None or self._closed:
+        if self._send is None or self._closed or self._rewind:
             return
         while (start := self._sent - self._stored) < len(self._buffer):
             piece = bytes(self._buffer[start : start + LOG_CHUNK])
             self._send(self._sent, piece)
             self._sent += len(piece)
+            self._expected.append(self._sent)
 
     def close(self) -> None:
         """Let go; the reader ends when it next has something to give."""

@@ -36,7 +36,6 @@ from cloudai_agent.reconcile import (
     Step,
     Stop,
     Tell,
-    deadline_of,
     next_step,
 )
 from cloudai_agent.runs import Known, Watched
@@ -72,6 +71,8 @@ class Agent:
         self._beat = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._fenced = False  # the lease was over when it was last looked at
+        self._bound: str | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         self._loop = asyncio.get_running_loop()
@@ -80,7 +81,7 @@ class Agent:
             host = self._settings.advertise_address or local_address(self._settings.server)
             self._address = f"{host}:{health.port}"
             if self._memory.cluster_id:
-                self._runtime.bind(self._memory.cluster_id, self._worker_id)
+                self._bind(self._memory.cluster_id)
             works = [self._watch_engine(), self._reconcile(), self._heartbeats(), self._watch_storage()]
             tasks = [asyncio.ensure_future(work) for work in works]
             asked = asyncio.ensure_future(stop.wait())
@@ -98,6 +99,22 @@ class Agent:
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
         return await self._loop.run_in_executor(self._pool, lambda: function(*arguments))
+
+    async def _ask(self, function: Callable[..., T], *arguments: object) -> T:
+        """A question about the engine as a whole. Raises EngineDown, whatever it was that went wrong."""
+        try:
+            return await self._call(function, *arguments)
+        except EngineDown:
+            raise
+        except Exception as error:
+            log.exception("the %s runtime failed unexpectedly", self._runtime.kind)
+            raise EngineDown(f"the {self._runtime.kind} runtime failed: {error}") from error
+
+    def _bind(self, cluster_id: str) -> None:
+        """Once a cluster: binding anew would disturb calls under way."""
+        if cluster_id != self._bound:
+            self._runtime.bind(cluster_id, self._worker_id)
+            self._bound = cluster_id
 
     # -- the engine
 
@@ -119,9 +136,9 @@ class Agent:
     async def _until_engine_answers(self) -> None:
         while True:
             try:
-                await self._call(self._runtime.ping)
+                await self._ask(self._runtime.ping)
                 if self._capacity is None:
-                    self._capacity = await self._call(capacity, self._runtime, self._settings)
+                    self._capacity = await self._ask(capacity, self._runtime, self._settings)
             except EngineDown as error:
                 self._lost_engine(error)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -131,7 +148,6 @@ class Agent:
                 self._problem = None
                 self._beat.set()
                 self._known.look.set()
-                self._known.resume_logs()
             return
 
     def _lost_engine(self, error: EngineDown) -> None:
@@ -145,7 +161,7 @@ class Agent:
         """List all our containers."""
         asked_at = time.monotonic()
         try:
-            found = await self._call(self._runtime.containers)
+            found = await self._ask(self._runtime.containers)
         except EngineDown as error:
             self._lost_engine(error)
             return
@@ -181,28 +197,34 @@ class Agent:
 
     async def _reconcile(self) -> None:
         while True:
-            timeout = self._until_next_time()
             try:
-                await asyncio.wait_for(self._wake.wait(), timeout)
+                await asyncio.wait_for(self._wake.wait(), self._until_next_time())
             except TimeoutError:
                 self._dirty.update(self._known.runs)
             self._wake.clear()
+            self._look_at_lease()
             dirty, self._dirty = self._dirty, set()
             for run_id in dirty:
                 self._step(run_id)
 
+    def _look_at_lease(self) -> None:
+        """A lease that ends or begins again concerns every run."""
+        fenced = self._memory.lease.over(clock())
+        if fenced != self._fenced:
+            self._fenced = fenced
+            self._dirty.update(self._known.runs)
+            if fenced:
+                log.warning("cut off from the server for longer than the lease: containers are stopped")
+
     def _until_next_time(self) -> float | None:
         """Seconds until the lease, a deadline or an unanswered report needs a look."""
-        now = _now()
-        times = [
-            (deadline - now) / 1000
-            for watched in self._known.runs.values()
-            if watched.wish and watched.container and watched.container.state is ContainerState.RUNNING
-            if (deadline := deadline_of(watched.wish, watched.container)) is not None
-        ]
-        times += [again - time.monotonic() for watched in self._known.runs.values() if (again := watched.tell_again())]
+        times: list[float] = []
+        if self._problem is None and self._known.wished:
+            idle = [watched for watched in self._known.runs.values() if not watched.busy]
+            times += [(ends - _now()) / 1000 for watched in idle if (ends := watched.deadline()) is not None]
+            times += [again - time.monotonic() for watched in idle if (again := watched.tell_again()) is not None]
         lease_ends = self._memory.lease.ends_at()
-        if lease_ends is not None and not self._memory.lease.over(clock()):
+        if lease_ends is not None and not self._fenced:
             times.append(lease_ends - clock())
         return max(0.01, min(times)) if times else None
 
@@ -219,7 +241,9 @@ class Agent:
         step = next_step(view)
         watched.telling = isinstance(step, Tell)
         if step is None:
-            self._known.forget(run_id)
+            if self._known.forget(run_id) and run_id in self._memory.causes:
+                del self._memory.causes[run_id]
+                self._memory.save()
             return
         self._act(watched, step)
 
@@ -252,6 +276,10 @@ class Agent:
                 self._lost_engine(error)
             except RunRefused as error:
                 watched.refusal = Refusal(error.reason, error.message)
+            except Exception:
+                log.exception("a call for %s failed unexpectedly", watched.run_id, extra={"run_id": watched.run_id})
+                watched.stale = True
+                await asyncio.sleep(RETRY_SECONDS)
             finally:
                 watched.busy = False
                 watched.touched = time.monotonic()
@@ -259,12 +287,7 @@ class Agent:
 
         task = asyncio.ensure_future(operate())
         self._calls.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._calls.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a call to the runtime failed unexpectedly", exc_info=error)
+        task.add_done_callback(self._calls.discard)
 
     async def _inspect(self, watched: Watched) -> None:
         watched.stale = False
@@ -321,8 +344,6 @@ class Agent:
     async def _remove(self, watched: Watched) -> None:
         await self._call(self._runtime.remove, watched.run_id)
         watched.container = None
-        if self._memory.causes.pop(watched.run_id, None):
-            self._memory.save()
 
     # -- storage
 
@@ -337,7 +358,7 @@ class Agent:
             if not limited or self._problem is not None:
                 continue
             try:
-                used = await self._call(self._runtime.storage_used)
+                used = await self._ask(self._runtime.storage_used)
             except EngineDown as error:
                 self._lost_engine(error)
                 continue
@@ -376,7 +397,7 @@ class Agent:
         memory.lease.seconds = terms.lease_seconds
         memory.lease.renew(sent_at)
         memory.save()
-        self._runtime.bind(terms.cluster_id, self._worker_id)
+        self._bind(terms.cluster_id)
         self._known.joining()
         self._beat.set()
 

@@ -230,14 +230,14 @@ def _verdict(view: View, wish: Run, container: Container) -> tuple[RunPhase, str
     if view.cause is Cause.DEADLINE or _over_time(wish, container):
         text = f"The container was stopped after timeout_seconds ({wish.timeout_seconds}); raise it for longer work."
         return RunPhase.FAILED, Reason.DEADLINE_EXCEEDED, text
+    if container.exit_code == 0:  # even if the engine ended a child of it for its memory: the command says it coped
+        return RunPhase.SUCCEEDED, None, view.note or "The command ended with exit code 0."
     if container.oom_killed:
         text = f"The container needed more than the {_gib(wish.resources.memory)} of memory it asked for; raise req_memory."
         return RunPhase.FAILED, Reason.OOM_KILLED, text
     if container.exit_code == NOT_FOUND:
         text = "A command was not found in the image (exit code 127); check its spelling, and see the logs."
         return RunPhase.FAILED, Reason.COMMAND_NOT_FOUND, text
-    if container.exit_code == 0:
-        return RunPhase.SUCCEEDED, None, view.note or "The command ended with exit code 0."
     if container.error and container.started_at is None:
         return RunPhase.FAILED, Reason.START_FAILED, f"The engine says: {container.error}"
     return RunPhase.FAILED, Reason.EXIT_CODE, _exit_words(container.exit_code)

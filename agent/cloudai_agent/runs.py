@@ -12,7 +12,7 @@ from cloudai.settings import Settings
 from cloudai.wire import Runs
 from cloudai_agent.logs import Shipment
 from cloudai_agent.memory import Memory
-from cloudai_agent.reconcile import Refusal, Tell, View
+from cloudai_agent.reconcile import Refusal, Tell, View, deadline_of
 from cloudai_agent.runtime import Container, ContainerState, Runtime
 
 TELL_AGAIN_SECONDS = 5.0  # a report that the wish does not show by then is made again
@@ -70,6 +70,12 @@ class Watched:
         self._told, self._told_at = tell, now
         return True
 
+    def deadline(self) -> int | None:
+        """When (ms) a running container has had its time."""
+        if self.wish is None or self.container is None or not self.running:
+            return None
+        return deadline_of(self.wish, self.container)
+
     def tell_again(self) -> float | None:
         """When (monotonic) an unanswered report is due again."""
         return self._told_at + TELL_AGAIN_SECONDS if self.telling and self._told is not None else None
@@ -108,13 +114,15 @@ class Known:
             self.runs[run_id] = Watched(run_id, self._changed)
         return self.runs[run_id]
 
-    def forget(self, run_id: str) -> None:
-        """Drop a run that is neither wanted nor there."""
+    def forget(self, run_id: str) -> bool:
+        """Drop a run that is neither wanted nor there; True when it was dropped."""
         watched = self.runs[run_id]
         if watched.wish is None and watched.container is None and not watched.busy and not watched.stale:
             if watched.shipment:
                 watched.shipment.close()
             del self.runs[run_id]
+            return True
+        return False
 
     # -- the server's side
 
@@ -134,10 +142,10 @@ class Known:
             if watched.wish is None:
                 # New to this agent; until the engine was asked, a container of it may exist.
                 watched.stale = not self._looked
-            if message.full:
-                watched.log_stored = each.log_end or 0
             watched.wishes(each.run())
-            self.follow(watched, again=message.full)
+            if each.log_end is not None:
+                watched.log_stored = each.log_end
+            self.follow(watched, again=each.log_end is not None)
 
     def disconnected(self) -> None:
         for watched in self.runs.values():
@@ -157,6 +165,8 @@ class Known:
                 watched.stale = True
             else:
                 self.saw(watched, seen.get(run_id))
+                if watched.running and watched.shipment:
+                    watched.shipment.reopen()
             self._changed(run_id)
 
     def saw(self, watched: Watched, container: Container | None) -> None:
@@ -182,6 +192,9 @@ class Known:
         container = watched.container
         if watched.wish is None or container is None or container.state is ContainerState.CREATED:
             return
+        if watched.shipment and again and (watched.log_stored or 0) < watched.shipment.stored:
+            watched.shipment.close()  # the server lost what it had: read the container's log again
+            watched.shipment = None
         if watched.shipment is None:
             watched.shipment = Shipment(
                 self._runtime,
@@ -196,11 +209,6 @@ class Known:
             watched.shipment.connected(
                 lambda offset, data: self._send_log(run_id, offset, data), watched.log_stored or 0
             )
-
-    def resume_logs(self) -> None:
-        for watched in self.runs.values():
-            if watched.shipment:
-                watched.shipment.resume()
 
     def close(self) -> None:
         for watched in self.runs.values():

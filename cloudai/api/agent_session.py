@@ -27,6 +27,7 @@ from cloudai.wire import (
 
 QUEUED_OUT = 10_000  # messages; an agent that lets more wait is disconnected and asks for the whole again
 QUEUED_IN = 256
+REMEMBERED = 1000  # runs that are gone
 GONE = 1012
 
 Said = Report | tuple[LogHeader, bytes]
@@ -50,7 +51,9 @@ class Session:
         self._websocket = websocket
         self._out: asyncio.Queue[Message | None] = asyncio.Queue(QUEUED_OUT)
         self._in: asyncio.Queue[Said] = asyncio.Queue(QUEUED_IN)
-        self._told: dict[str, int] = {}  # run id: the version that was sent last
+        self._told: dict[str, int] = {}  # live run: the version that was sent last
+        self._gone: dict[str, None] = {}  # runs that were said to be gone, oldest first
+        self.whole = False  # the whole wish was sent
         self._late: set[str] | None = None  # runs that changed while the whole is read
         self._ended = "the agent closed the connection"
 
@@ -69,14 +72,17 @@ class Session:
             self._out.get_nowait()
         self._out.put_nowait(None)
 
-    def begin_whole(self) -> None:
+    def begin_whole(self) -> bool:
+        """From here on until `send_whole` changes are noted, not sent. True when it is the first time."""
         self._late = set()
+        return not self.whole
 
     def send_whole(self, runs: Sequence[Run], log_ends: Mapping[str, int]) -> list[str]:
-        """Send every live run; returns the ids of those that changed since `begin_whole`."""
+        """Send every live run, with the ends of logs where given; returns the ids of those that changed meanwhile."""
         late, self._late = sorted(self._late or ()), None
+        self.whole = True
         self._told = {run.run_id: run.version for run in runs}
-        self.send(Runs(full=True, runs=tuple(RunMessage.of(run, log_ends.get(run.run_id, 0)) for run in runs)))
+        self.send(Runs(full=True, runs=tuple(RunMessage.of(run, log_ends.get(run.run_id)) for run in runs)))
         return late
 
     def send_changed(self, runs: Iterable[Run]) -> None:
@@ -86,13 +92,21 @@ class Session:
             if self._late is not None:
                 self._late.add(run.run_id)
             elif run.phase.terminal:
-                self._told.pop(run.run_id, None)
                 gone.append(run.run_id)
+                self._forget(run.run_id)
+            elif run.run_id in self._gone:
+                continue  # read before its end, told after it
             elif self._told.get(run.run_id, 0) < run.version:
                 self._told[run.run_id] = run.version
                 changed.append(RunMessage.of(run))
         if changed or gone:
             self.send(Runs(runs=tuple(changed), gone=tuple(gone)))
+
+    def _forget(self, run_id: str) -> None:
+        self._told.pop(run_id, None)
+        self._gone[run_id] = None
+        if len(self._gone) > REMEMBERED:
+            del self._gone[next(iter(self._gone))]
 
     # -- serving
 
@@ -109,9 +123,9 @@ class Session:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _send(self) -> None:
-        while (message := await self._out.get()) is not None:
-            await self._websocket.send_text(message.model_dump_json())
-        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # raised where the agent has gone
+            while (message := await self._out.get()) is not None:
+                await self._websocket.send_text(message.model_dump_json())
             await self._websocket.close(GONE, self._ended)
 
     async def _receive(self, beats: list[Beat]) -> None:
@@ -139,19 +153,21 @@ class Session:
             await asyncio.gather(*(self._pass_on(store, each) for each in said))
 
     async def _pass_on(self, store: Store, said: Said) -> None:
-        if isinstance(said, Report):
-            run = await store.report_run(said.for_worker(self.worker_id))
-            if run is None:
-                self.send(Runs(gone=(f"{said.task_id}-{said.attempt}",)))
+        run_id = f"{said.task_id}-{said.attempt}" if isinstance(said, Report) else said[0].run_id
+        try:
+            if isinstance(said, Report):
+                run = await store.report_run(said.for_worker(self.worker_id))
+                known = run is not None
+                if run is not None:
+                    self.send_changed([run])
             else:
-                self.send_changed([run])
-        else:
-            header, data = said
-            try:
-                end = await store.append_log(header.run_id, header.offset, data)
-            except CloudAIError as error:
-                if error.code is not Code.TASK_NOT_FOUND:
-                    raise
-                self.send(Runs(gone=(header.run_id,)))  # deleted: its log goes nowhere
-            else:
-                self.send(LogAck(run_id=header.run_id, end=end))
+                header, data = said
+                known = run_id in self._told  # nobody writes the logs of another's runs
+                if known:
+                    self.send(LogAck(run_id=run_id, end=await store.append_log(run_id, header.offset, data)))
+        except CloudAIError as error:
+            if error.code is not Code.TASK_NOT_FOUND:
+                raise
+            known = False  # deleted
+        if not known:
+            self.send(Runs(gone=(run_id,)))

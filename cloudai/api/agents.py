@@ -36,6 +36,7 @@ log = logging.getLogger("cloudai.agents")
 
 FIRST_MESSAGE_SECONDS = 10.0
 RETRY_SECONDS = 1.0
+WHOLE_SECONDS = 30.0  # how often every worker is told its whole wish
 POLICY_VIOLATION = 1008
 TRY_AGAIN = 1013
 
@@ -51,7 +52,7 @@ class AgentHub:
         self._beats: list[Beat] = []
 
     async def run(self) -> None:
-        await asyncio.gather(self._follow(), self._flush_beats())
+        await asyncio.gather(self._follow(), self._flush_beats(), self._repeat())
 
     # -- one agent
 
@@ -121,10 +122,12 @@ class AgentHub:
         known = (await self._store.get_workers([message.worker_id])).get(message.worker_id)
         if known is None or known.identity == message.identity:
             return None
-        if _now() - known.last_heartbeat > self._settings.lease_seconds * 1000:
+        over = _now() - known.last_heartbeat > self._settings.lease_seconds * 1000
+        # What the first one held is not for another to speak of: the controller gives it up first.
+        if over and not await self._store.runs_of_worker(message.worker_id):
             return None
         text = f"another machine is worker {message.worker_id} and its lease holds: give this one another --worker-id"
-        return Refused(code="name_taken", message=f"{text}, or wait until the lease ends")
+        return Refused(code="name_taken", message=f"{text}, or wait until the lease has ended")
 
     async def _serve(self, session: Session) -> None:
         before = self._sessions.get(session.worker_id)
@@ -154,12 +157,22 @@ class AgentHub:
     # -- the wish
 
     async def _tell_all(self, session: Session) -> None:
-        """Send a worker its whole wish."""
-        session.begin_whole()
+        """Send a worker its whole wish, with the logs' ends the first time: that is where it begins to send them."""
+        first = session.begin_whole()
         runs = await self._store.runs_of_worker(session.worker_id)
-        ends = await self._store.log_ends([run.run_id for run in runs])
+        ends = await self._store.log_ends([run.run_id for run in runs]) if first else {}
         late = session.send_whole(runs, ends)
-        self._tell((await self._store.get_runs(late)).values())
+        session.send_changed((await self._store.get_runs(late)).values())
+
+    async def _repeat(self) -> None:
+        """Tell everybody the whole now and then: repairs what was missed, whatever missed it."""
+        while True:
+            await asyncio.sleep(WHOLE_SECONDS)
+            for session in [each for each in self._sessions.values() if each.whole]:
+                try:
+                    await self._tell_all(session)
+                except CloudAIError:
+                    session.end("the store does not answer")
 
     def _tell(self, runs: Iterable[Run]) -> None:
         """Send changed runs to the workers that have them."""
@@ -181,16 +194,13 @@ class AgentHub:
                         self._tell((await self._store.get_runs(keys)).values())
                     revision = batch[-1].revision
             except Pruned:
+                # Everybody comes back and is told the whole; what falls between is told by `_repeat`.
                 revision = None
-                await self._repair()
+                for session in list(self._sessions.values()):
+                    session.end("changes were missed")
             except CloudAIError as error:
                 log.warning("cannot follow the store, trying again: %s", error.details.get("reason", error.message))
                 await asyncio.sleep(RETRY_SECONDS)
-
-    async def _repair(self) -> None:
-        # From now on is read before the whole, so nothing falls between the two.
-        for session in list(self._sessions.values()):
-            session.end("changes were missed")
 
     # -- heartbeats
 

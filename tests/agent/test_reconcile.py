@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -38,11 +39,11 @@ ASKED = replace(WISH, phase=RunPhase.STARTING)
 NOW = 10_000
 
 
-def step(wish: Run | None, container: Container | None, **known: object) -> Step | None:
+def step(wish: Run | None, container: Container | None, **known: Any) -> Step | None:
     return next_step(replace(View(wish=wish, container=container, now=NOW), **known))
 
 
-def told(wish: Run, container: Container | None, **known: object) -> tuple[RunPhase, str | None]:
+def told(wish: Run, container: Container | None, **known: Any) -> tuple[RunPhase, str | None]:
     answer = step(wish, container, **known)
     assert isinstance(answer, Tell)
     return answer.phase, answer.reason

@@ -45,12 +45,13 @@ class DockerRuntime:
         self._settings = settings
         self._labels: dict[str, str] = {}
         self._client: Any = None  # docker.APIClient, whose types are partly unknown
-        self._cores = 0
+        self._cores = 0  # of the engine's machine; asked once
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._listening: Any = None  # the stream of events
         # Engine ids of our containers: what is done to one is done to its id, so never to another of the same name.
         self._ids: dict[str, str] = {}
+        self._fresh: set[str] = set()  # runs created by this process and not started yet
 
     def bind(self, cluster_id: str, worker_id: str) -> None:
         self._labels = {CLUSTER: cluster_id, WORKER: worker_id}
@@ -144,6 +145,7 @@ class DockerRuntime:
             config = container_config(self._api, run, self._settings, self._labels, self._cores)
             try:
                 self._ids[run.run_id] = self._api.create_container_from_config(config, name=run.run_id)["Id"]
+                self._fresh.add(run.run_id)
             except APIError as error:
                 self._create_failed(run, error)
 
@@ -164,12 +166,16 @@ class DockerRuntime:
         raise RunRefused(reason, text) from None
 
     def start(self, run_id: str) -> None:
-        identity = self._id(run_id)
-        if identity is None:
-            raise RunRefused(Reason.START_FAILED, f"The container {run_id} is gone; submit the task again.")
+        if run_id not in self._fresh:
+            container = self.container(run_id)
+            if container is None:
+                raise RunRefused(Reason.START_FAILED, f"The container {run_id} is gone; submit the task again.")
+            if container.state is not ContainerState.CREATED:
+                return  # the engine would run what has ended once more
+        self._fresh.discard(run_id)
         with answering():
             try:
-                self._api.start(identity)
+                self._api.start(self._ids[run_id])
             except APIError as error:
                 words = engine_words(error)
                 reason, text = start_reason(words), f"The engine says: {words}"
@@ -200,6 +206,7 @@ class DockerRuntime:
                 if error.status_code != requests.codes.conflict:  # somebody else is removing it
                     raise
         self._ids.pop(run_id, None)
+        self._fresh.discard(run_id)
 
     def storage_used(self) -> dict[str, int]:
         with answering():
@@ -209,11 +216,24 @@ class DockerRuntime:
     # -- streams
 
     def read_log(self, run_id: str, offset: int) -> Iterator[bytes]:
-        # Not the SDK's `logs`: it asks for the container first, and takes a broken connection for the end of the log.
         identity = self._id(run_id)
         if identity is None:
             return
-        arguments = {"stdout": 1, "stderr": 1, "follow": 1, "tail": "all"}
+        # At its end a followed log may lack the last bytes (a race in the engine), so it is read once more, without
+        # following.
+        for follow in (True, False):
+            for piece in self._log_from(identity, offset, follow=follow):
+                offset += len(piece)
+                yield piece
+            container = self.container(run_id)
+            if container is None:
+                return
+            if container.state is ContainerState.RUNNING:
+                raise EngineDown(f"The Docker engine broke off the log of {run_id}")
+
+    def _log_from(self, identity: str, offset: int, *, follow: bool) -> Iterator[bytes]:
+        # Not the SDK's `logs`: it asks for the container first, and takes a broken connection for the end of the log.
+        arguments = {"stdout": 1, "stderr": 1, "follow": int(follow), "tail": "all"}
         with answering():
             place = self._place(f"/containers/{identity}/logs")
             response = self._api.get(place, params=arguments, stream=True, timeout=(CALL_SECONDS, None))
@@ -221,14 +241,10 @@ class DockerRuntime:
                 if response.status_code == requests.codes.not_found:
                     return
                 response.raise_for_status()
-                skip = offset
                 for piece in stream_payloads(response):
-                    if skip < len(piece):
-                        yield piece[skip:]
-                    skip = max(0, skip - len(piece))
-        container = self.container(run_id)
-        if container is not None and container.state is ContainerState.RUNNING:
-            raise EngineDown(f"The Docker engine broke off the log of {run_id}")
+                    if offset < len(piece):
+                        yield piece[offset:]
+                    offset = max(0, offset - len(piece))
 
     def events(self) -> Iterator[str | None]:
         filters = {"type": ["container"], "label": self._filter(), "event": ["start", "die", "destroy", "oom"]}

@@ -16,7 +16,7 @@ from cloudai_agent.runtime import Container, ContainerState, device_list
 CLUSTER, WORKER, TASK, ATTEMPT = "cloudai.cluster", "cloudai.worker", "cloudai.task", "cloudai.attempt"
 LEAST_MEMORY = 6 * 1024 * 1024  # the engine refuses less
 LEAST_CPU = 10  # milli-cores; the same
-# Around each line of log the engine puts about 75 bytes, so a log of empty lines takes 80 times its size on disk. Two files
+# Around each line of log the engine puts up to 75 bytes, so a log of empty lines takes 80 times its size on disk. Two files
 # of half of that hold every byte that is ever shipped, however far behind the agent is.
 LOG_FILES, LOG_GROWTH = 2, 40
 
@@ -59,8 +59,8 @@ def _host_config(api: Any, run: Run, settings: Settings, cores: int) -> dict[str
     memory = max(run.resources.memory, LEAST_MEMORY)
     # The operator may offer more cores than there are; the engine refuses a limit above them.
     cpu = min(max(run.resources.cpu, LEAST_CPU), 1000 * cores)
+    log_size = settings.max_log_bytes * LOG_GROWTH + 1024 * 1024
     gpus = [str(share.device) for share in run.gpus]
-    log_size = str(settings.max_log_bytes * LOG_GROWTH + 1024 * 1024)
     options = {
         "nano_cpus": cpu * 1_000_000,
         "mem_limit": memory,
@@ -71,7 +71,7 @@ def _host_config(api: Any, run: Run, settings: Settings, cores: int) -> dict[str
         "cap_drop": [name.strip() for name in settings.cap_drop.split(",") if name.strip()],
         "network_mode": settings.network,
         "device_requests": [DeviceRequest(device_ids=gpus, capabilities=[["gpu"]])] if gpus else None,
-        "log_config": {"type": "json-file", "config": {"max-size": log_size, "max-file": str(LOG_FILES)}},
+        "log_config": {"type": "json-file", "config": {"max-size": str(log_size), "max-file": str(LOG_FILES)}},
     }
     return dict(api.create_host_config(**{name: value for name, value in options.items() if value is not None}))
 

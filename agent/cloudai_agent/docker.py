@@ -25,13 +25,14 @@ from cloudai.resources import Reason, Resources, Run
 from cloudai.settings import Settings
 from cloudai_agent import docker_images
 from cloudai_agent.docker_calls import CALL_SECONDS, answering, engine_words, shut, stream_payloads
-from cloudai_agent.docker_config import CLUSTER, TASK, WORKER, container_config, container_of, start_reason
+from cloudai_agent.docker_config import CLUSTER, TASK, WORKER, Engine, container_config, container_of, start_reason
 from cloudai_agent.runtime import Container, ContainerState, EngineDown, RunRefused
 
 log = logging.getLogger("cloudai.agent")
 
 PING_SECONDS = 10
 RECONNECT_SECONDS = 1.0
+LOOK_SECONDS = 0.05  # between looks at a container whose log broke off
 REPLAY_SECONDS = 5  # events of so long before a connection are asked for again, so that none falls into the gap
 CONNECTIONS = 256  # one for each call under way and each log that is followed
 
@@ -45,7 +46,7 @@ class DockerRuntime:
         self._settings = settings
         self._labels: dict[str, str] = {}
         self._client: Any = None  # docker.APIClient, whose types are partly unknown
-        self._cores = 0  # of the engine's machine; asked once
+        self._engine: Engine | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._listening: Any = None  # the stream of events
@@ -87,7 +88,7 @@ class DockerRuntime:
         with answering():
             info = self._api.info()
         root = Path(info.get("DockerRootDir", "/"))
-        self._cores = info["NCPU"]
+        self._engine = Engine.of(info)
         place = next(path for path in (root, *root.parents) if path.exists())
         return Resources(1000 * info["NCPU"], info["MemTotal"], psutil.disk_usage(str(place)).free, 0)
 
@@ -140,9 +141,9 @@ class DockerRuntime:
 
     def create(self, run: Run) -> None:
         with answering():
-            if not self._cores:
-                self._cores = self._api.info()["NCPU"]
-            config = container_config(self._api, run, self._settings, self._labels, self._cores)
+            if self._engine is None:
+                self._engine = Engine.of(self._api.info())
+            config = container_config(self._api, run, self._settings, self._labels, self._engine)
             try:
                 self._ids[run.run_id] = self._api.create_container_from_config(config, name=run.run_id)["Id"]
                 self._fresh.add(run.run_id)
@@ -219,17 +220,21 @@ class DockerRuntime:
         identity = self._id(run_id)
         if identity is None:
             return
-        # At its end a followed log may lack the last bytes (a race in the engine), so it is read once more, without
-        # following.
-        for follow in (True, False):
+        follow = True
+        while not self._closed.is_set():
             for piece in self._log_from(identity, offset, follow=follow):
                 offset += len(piece)
                 yield piece
+            if not follow:
+                return
             container = self.container(run_id)
             if container is None:
                 return
-            if container.state is ContainerState.RUNNING:
-                raise EngineDown(f"The Docker engine broke off the log of {run_id}")
+            if container.state is ContainerState.RUNNING:  # the engine closes the log a moment before it tells the end
+                self._closed.wait(LOOK_SECONDS)
+            else:
+                follow = False  # a followed log may lack its last bytes (a race in the engine), so they are read now
+        raise EngineDown("The connection to the Docker engine was closed")
 
     def _log_from(self, identity: str, offset: int, *, follow: bool) -> Iterator[bytes]:
         # Not the SDK's `logs`: it asks for the container first, and takes a broken connection for the end of the log.

@@ -13,6 +13,7 @@ from docker.errors import APIError, DockerException
 from cloudai_agent.runtime import EngineDown
 
 CALL_SECONDS = 60  # the longest that the engine may take over one call
+FULL_FRAME = 16 * 1024  # bytes after which the engine cuts a line of a log into parts
 
 
 @contextmanager
@@ -54,18 +55,35 @@ def _cause(error: BaseException) -> str:
 def stream_payloads(response: requests.Response) -> Iterator[bytes]:
     """The bytes of both streams of a log, in the order in which the engine has them; each frame has a head of 8 bytes."""
     buffer = bytearray()
+    unended: set[int] = set()  # streams in the middle of a line that takes several frames
     for data in response.iter_content(chunk_size=None):
         buffer += data
         start, pieces = 0, []
         while len(buffer) >= start + 8:
-            end = start + 8 + int.from_bytes(buffer[start + 4 : start + 8], "big")
+            stream, end = buffer[start], start + 8 + int.from_bytes(buffer[start + 4 : start + 8], "big")
             if len(buffer) < end:
                 break
-            pieces.append(bytes(buffer[start + 8 : end]))
+            pieces.append(_line_part(bytes(buffer[start + 8 : end]), stream, unended))
             start = end
         del buffer[:start]
         if pieces:
             yield b"".join(pieces)
+
+
+def _line_part(part: bytes, stream: int, unended: set[int]) -> bytes:
+    """A frame's bytes. Older engines' `local` logs drop the end of a line of several frames; all but its last are full.
+
+    So an unended short frame after a full one gets its line's end back. What the engine does not tell apart: at the very
+    end of a log it may never have had one, and after a line of exactly some full frames it stays lost.
+    """
+    if not part.endswith(b"\n") and len(part) >= FULL_FRAME:
+        unended.add(stream)
+        return part
+    if stream in unended:
+        unended.discard(stream)
+        if not part.endswith(b"\n"):
+            return part + b"\n"
+    return part
 
 
 def shut(response: requests.Response) -> None:

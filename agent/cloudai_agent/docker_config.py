@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +21,28 @@ LEAST_CPU = 10  # milli-cores; the same
 # of half of that hold every byte that is ever shipped, however far behind the agent is.
 LOG_FILES, LOG_GROWTH = 2, 40
 
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What is asked of an engine once. `exact_logs`: it has the log driver `local`, which keeps bytes as they are; in
+    `json-file`, which every engine has, bytes that are not UTF-8 and letters cut by its buffer are replaced.
+    """
+
+    cores: int
+    exact_logs: bool
+
+    @staticmethod
+    def of(info: Mapping[str, Any]) -> Engine:
+        """From the engine's answer to `info`."""
+        return Engine(info["NCPU"], "local" in ((info.get("Plugins") or {}).get("Log") or ()))
+
+    def log_config(self, max_log_bytes: int) -> dict[str, Any]:
+        size = {"max-size": str(max_log_bytes * LOG_GROWTH + 1024 * 1024), "max-file": str(LOG_FILES)}
+        if self.exact_logs:
+            return {"type": "local", "config": {**size, "compress": "false"}}
+        return {"type": "json-file", "config": size}
+
+
 _STATES = {
     "created": ContainerState.CREATED,
     "running": ContainerState.RUNNING,
@@ -32,8 +55,10 @@ _STATES = {
 _NO_COMMAND = re.compile(r"executable file not found|no such file or directory", re.IGNORECASE)
 
 
-def container_config(api: Any, run: Run, settings: Settings, labels: Mapping[str, str], cores: int) -> dict[str, Any]:
-    """The engine's description of a run's container; `cores` is what the engine's machine has."""
+def container_config(
+    api: Any, run: Run, settings: Settings, labels: Mapping[str, str], engine: Engine
+) -> dict[str, Any]:
+    """The engine's description of a run's container."""
     environment = {"CLOUDAI_TASK_ID": run.task_id, "CLOUDAI_ATTEMPT": str(run.attempt)}
     if run.gpus:
         environment["NVIDIA_VISIBLE_DEVICES"] = device_list(run.gpus)
@@ -50,16 +75,15 @@ def container_config(api: Any, run: Run, settings: Settings, labels: Mapping[str
             entrypoint=entrypoint,
             environment=environment,
             labels={**labels, TASK: run.task_id, ATTEMPT: str(run.attempt)},
-            host_config=_host_config(api, run, settings, cores),
+            host_config=_host_config(api, run, settings, engine),
         )
     )
 
 
-def _host_config(api: Any, run: Run, settings: Settings, cores: int) -> dict[str, Any]:
+def _host_config(api: Any, run: Run, settings: Settings, engine: Engine) -> dict[str, Any]:
     memory = max(run.resources.memory, LEAST_MEMORY)
     # The operator may offer more cores than there are; the engine refuses a limit above them.
-    cpu = min(max(run.resources.cpu, LEAST_CPU), 1000 * cores)
-    log_size = settings.max_log_bytes * LOG_GROWTH + 1024 * 1024
+    cpu = min(max(run.resources.cpu, LEAST_CPU), 1000 * engine.cores)
     gpus = [str(share.device) for share in run.gpus]
     options = {
         "nano_cpus": cpu * 1_000_000,
@@ -71,7 +95,7 @@ def _host_config(api: Any, run: Run, settings: Settings, cores: int) -> dict[str
         "cap_drop": [name.strip() for name in settings.cap_drop.split(",") if name.strip()],
         "network_mode": settings.network,
         "device_requests": [DeviceRequest(device_ids=gpus, capabilities=[["gpu"]])] if gpus else None,
-        "log_config": {"type": "json-file", "config": {"max-size": str(log_size), "max-file": str(LOG_FILES)}},
+        "log_config": engine.log_config(settings.max_log_bytes),
     }
     return dict(api.create_host_config(**{name: value for name, value in options.items() if value is not None}))
 

@@ -104,6 +104,22 @@ def test_a_long_log_and_a_long_line_lose_nothing(bench: Bench, runtime: Runtime)
     assert text == numbers + b"x" * 300000 + b"\n"
 
 
+@pytest.mark.parametrize("size", [16383, 16385, 40000])
+def test_lines_longer_than_an_engines_buffer_keep_their_ends(bench: Bench, runtime: Runtime, size: int) -> None:
+    _, text = finished(runtime, bench.run(f"head -c {size} /dev/zero | tr '\\0' x; echo; echo; echo y; printf z"))
+    assert text == b"x" * size + b"\n\ny\nz"
+
+
+def test_letters_of_several_bytes_survive_in_a_long_line(bench: Bench, runtime: Runtime) -> None:
+    _, text = finished(runtime, bench.run("i=0; while [ $i -lt 3000 ]; do printf 'aäöü€😀'; i=$((i+1)); done; echo"))
+    assert text.decode() == "aäöü€😀" * 3000 + "\n"
+
+
+def test_bytes_that_are_no_text_survive(bench: Bench, runtime: Runtime) -> None:
+    _, text = finished(runtime, bench.run("printf 'a\\0b\\377\\300c\\n\\001\\r\\n'"))
+    assert text == b"a\0b\xff\xc0c\n\x01\r\n"
+
+
 def test_the_last_line_needs_no_end(bench: Bench, runtime: Runtime) -> None:
     for _ in range(10):
         assert finished(runtime, bench.run("printf end"))[1] == b"end"

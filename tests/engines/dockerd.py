@@ -68,6 +68,21 @@ class PrivateDocker:
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
+        # Its containerd dies with it. Where nobody reaps the dead, the next engine would take it for alive.
+        (self.directory / "exec/containerd/containerd.pid").unlink(missing_ok=True)
+
+    def pause(self) -> None:
+        """It keeps its connections and answers nobody."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
 
     def restart(self) -> None:
         self.stop()

@@ -1,0 +1,118 @@
+"""An engine that is stopped, killed and started again under the agent's hands."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cloudai.settings import Settings
+from cloudai_agent.docker import DockerRuntime
+from cloudai_agent.runtime import EngineDown
+from tests.agent.conftest import Bench, bench_of, eventually, found, started
+from tests.engines.dockerd import PrivateDocker
+from tests.engines.images import build_busybox
+
+pytestmark = [
+    pytest.mark.docker,
+    # The SDK leaves its socket to the garbage collector where nobody listens.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def own_engine() -> Iterator[PrivateDocker]:
+    with PrivateDocker() as engine:
+        build_busybox(engine.host)
+        yield engine
+
+
+@pytest.fixture
+def bench(own_engine: PrivateDocker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", own_engine.host)
+        with bench_of("docker", tmp_path_factory.mktemp("data"), build_busybox(own_engine.host)) as bench:
+            yield bench
+
+
+def test_an_engine_that_is_not_there_is_told_in_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    runtime = DockerRuntime(Settings())
+    runtime.bind("cluster", "worker")
+    calls: list[Callable[[], object]] = [
+        runtime.ping,
+        runtime.capacity,
+        runtime.containers,
+        runtime.storage_used,
+        lambda: runtime.container("task-1-1"),
+        lambda: runtime.has_image("busybox"),
+        lambda: runtime.pull("busybox", print, lambda: False),
+        lambda: runtime.start("task-1-1"),
+        lambda: runtime.stop("task-1-1", 0),
+        lambda: runtime.remove("task-1-1"),
+        lambda: list(runtime.read_log("task-1-1", 0)),
+    ]
+    for call in calls:
+        with pytest.raises(EngineDown, match="there is no socket"):
+            call()
+    runtime.close()
+
+
+def test_a_followed_log_loses_nothing_when_the_engine_is_killed(bench: Bench, own_engine: PrivateDocker) -> None:
+    runtime = bench.open()
+    run_id = started(runtime, bench.run("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.01; done"))
+    seen = b""
+    pieces = runtime.read_log(run_id, 0)
+    while len(seen) < 200:
+        seen += next(pieces)
+    own_engine.kill()
+    rest: list[bytes] = []
+    with pytest.raises(EngineDown):
+        rest.extend(pieces)
+    seen += b"".join(rest)
+    with pytest.raises(EngineDown):
+        runtime.ping()
+    own_engine.start()
+    # An engine that finds containers of one that was killed ends them.
+    runtime.stop(run_id, 1)
+    seen += b"".join(runtime.read_log(run_id, len(seen)))
+    lines = seen.splitlines()
+    assert lines == [b"line %d" % number for number in range(1, len(lines) + 1)]
+    assert found(runtime, run_id).exit_code is not None
+
+
+def test_events_go_on_after_a_restart(bench: Bench, own_engine: PrivateDocker) -> None:
+    runtime = bench.open()
+    told: list[str | None] = []
+
+    listener = threading.Thread(target=lambda: told.extend(runtime.events()))
+    listener.start()
+    eventually("it listens", lambda: None in told)
+    own_engine.restart()
+    run_id = started(runtime, bench.run("true"))
+    eventually("the gap is told", lambda: told.count(None) > 1)
+    eventually("the end is told", lambda: run_id in told)
+    runtime.close()
+    listener.join(60)
+    assert not listener.is_alive()
+
+
+def test_an_engine_that_hangs_is_down(bench: Bench, own_engine: PrivateDocker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudai_agent.docker.PING_SECONDS", 0.2)
+    runtime = bench.open()
+    runtime.ping()
+    own_engine.pause()
+    try:
+        with pytest.raises(EngineDown):
+            runtime.ping()
+    finally:
+        own_engine.go_on()
+    runtime.ping()

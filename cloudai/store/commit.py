@@ -14,8 +14,7 @@ from cloudai.store.transaction import Transaction
 Group = Sequence[Task | Run]
 Key = int | tuple[int, int]
 
-_COLUMNS = [column.name for column in RUNS.columns]
-INSERT_RUN = f"INSERT INTO runs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+RUN_COLUMNS = [column.name for column in RUNS.columns]
 UPDATE_TASK = f"UPDATE tasks SET {', '.join(f'{name} = ?' for name in rows.TASK_STATE)} WHERE id = ?"
 UPDATE_RUN = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in rows.RUN_STATE)} WHERE task_id = ? AND attempt = ?"
 
@@ -55,7 +54,7 @@ def _apply(transaction: Transaction, each: Commit) -> Committed | FenceLost:
                 tasks.append((before[1], thing))
     write_tasks(transaction, tasks)
     write_runs(transaction, runs)
-    transaction.many(INSERT_RUN, [rows.new_run(run) for run in new_runs])
+    transaction.insert("runs", RUN_COLUMNS, [rows.new_run(run) for run in new_runs])
     for run in new_runs:
         transaction.change(Kind.RUN, run.run_id, run.phase.value)
     return Committed(applied, first, transaction.revision, objects)

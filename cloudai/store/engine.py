@@ -62,7 +62,7 @@ def _engine(url: str, begin: str, **options: Any) -> Engine:
     options.pop("isolation_level", None)
     engine = create_engine(
         f"sqlite+pysqlite:///file:{file.absolute()}?mode=rw&uri=true",
-        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "cached_statements": 512},
         max_overflow=0,
         **options,
     )

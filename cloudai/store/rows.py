@@ -73,7 +73,7 @@ def task(row: Any) -> Task:
         status=TaskStatus(row.status),
         created_at=row.created_at,
         attempt=row.attempt,
-        cancel_requested=row.cancel_requested,
+        cancel_requested=bool(row.cancel_requested),
         worker_id=row.worker_id,
         started_at=row.started_at,
         finished_at=row.finished_at,

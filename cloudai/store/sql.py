@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from cloudai.resources import Run, Task, TaskSpec, TaskStatus, Worker, WorkerSta
 from cloudai.store import commit, reading, rows, submit, upkeep, worker_writes
 from cloudai.store.engine import READERS, normal_url, reading_engine, sqlite_file, translated, writing_engine
 from cloudai.store.migrate import migrate
+from cloudai.store.point import PointReader
 from cloudai.store.protocol import (
     Change,
     Committed,
@@ -64,6 +67,8 @@ class SqlStore:
         self._reads: Engine = reading_engine(url)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._writer = Writer(writing_engine(url), file, self._committed)
+        self._point: PointReader | None = None
+        self._file = file
         self._points: dict[int, asyncio.Future[Task | None]] = {}
         self._point_reader: asyncio.Task[None] | None = None
         self._source = _source(url, self._signals.foreign)
@@ -72,10 +77,15 @@ class SqlStore:
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.cluster_id = await self._read(reading.cluster_id)
+        if self._file:
+            self._point = PointReader(self._file)
         self._source.start()
 
     async def close(self) -> None:
         self._source.close()
+        if self._point:
+            self._point.close()
+            self._point = None
         await asyncio.to_thread(self._writer.close)
         if self._point_reader:
             await self._point_reader
@@ -111,17 +121,25 @@ class SqlStore:
         return await self._writer.write(submit.submit, submit.Submit(spec, idempotency, self._clock()))
 
     async def get_task(self, task_id: str) -> Task:
-        """Requests that come while a read is under way share the next one."""
         key = rows.task_key(task_id)
+        if self._point is not None:
+            with contextlib.suppress(sqlite3.Error):
+                if (task := self._point.task(key)) is not None:
+                    return task
+                raise task_not_found(task_id)
+        task = await self._shared_point(key)
+        if task is None:
+            raise task_not_found(task_id)
+        return task
+
+    async def _shared_point(self, key: int) -> Task | None:
+        """Requests that come while a read is under way share the next one."""
         future = self._points.get(key)
         if future is None:
             future = self._points[key] = asyncio.get_running_loop().create_future()
             if self._point_reader is None:
                 self._point_reader = asyncio.create_task(self._read_points())
-        task = await asyncio.shield(future)
-        if task is None:
-            raise task_not_found(task_id)
-        return task
+        return await asyncio.shield(future)
 
     async def _read_points(self) -> None:
         while self._points:

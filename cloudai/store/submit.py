@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cloudai.errors import CloudAIError, Code, task_not_found
 from cloudai.resources import TASK_TRANSITIONS, Reason, Task, TaskSpec, TaskStatus
@@ -14,8 +15,7 @@ from cloudai.store.reading import tasks_by_key
 from cloudai.store.tables import TASKS
 from cloudai.store.transaction import Transaction
 
-_COLUMNS = [column.name for column in TASKS.columns]
-INSERT = f"INSERT INTO tasks ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+COLUMNS = [column.name for column in TASKS.columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def submit(transaction: Transaction, submits: Sequence[Submit]) -> list[Task | E
     known = _known(transaction, [each.idempotency.key for each in submits if each.idempotency])
     row = transaction.one("SELECT max(id) FROM tasks")
     last: int = row[0] or 0
-    inserted: list[tuple[object, ...]] = []
+    inserted: list[tuple[Any, ...]] = []
     outcomes: list[Task | Exception] = []
     for each in submits:
         key = each.idempotency
@@ -62,7 +62,7 @@ def submit(transaction: Transaction, submits: Sequence[Submit]) -> list[Task | E
         transaction.change(Kind.TASK, task.task_id, TaskStatus.QUEUED.value)
         transaction.count(each.spec.user_id, None, TaskStatus.QUEUED.value)
         outcomes.append(task)
-    transaction.many(INSERT, inserted)
+    transaction.insert("tasks", COLUMNS, inserted)
     return outcomes
 
 

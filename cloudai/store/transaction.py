@@ -12,6 +12,7 @@ from cloudai.store.protocol import Change, Kind
 from cloudai.store.tables import GLOBAL_USER
 
 CHUNK = 500  # keys in one IN (…)
+ROWS = 64  # rows in one INSERT; a statement for each number of rows up to this one is kept prepared
 
 
 class Transaction:
@@ -43,6 +44,14 @@ class Transaction:
         if rows:
             self.connection.exec_driver_sql(self._sql(sql), rows)
 
+    def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], suffix: str = "") -> None:
+        """Insert many rows with few statements: each one is a chance for another thread to keep the interpreter busy."""
+        marks = f"({', '.join('?' * len(columns))})"
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS]
+            sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([marks] * len(part))}{suffix}"
+            self.run(sql, [value for row in part for value in row])
+
     def among(self, sql: str, keys: Iterable[Any]) -> list[Any]:
         """Rows of a SELECT whose text has `IN (KEYS)`, for any number of keys."""
         found: list[Any] = []
@@ -73,14 +82,13 @@ class Transaction:
         """Write what the operations left behind; the commit comes next."""
         if self.changes:
             self.run("UPDATE counters SET value = ? WHERE name = 'revision'", (self.revision,))
-            self.many(
-                "INSERT INTO changes (revision, kind, key, event) VALUES (?, ?, ?, ?)",
-                [(change.revision, change.kind.value, change.key, change.event) for change in self.changes],
-            )
-        self.many(
-            "INSERT INTO totals (user_id, status, count) VALUES (?, ?, ?)"
-            " ON CONFLICT (user_id, status) DO UPDATE SET count = totals.count + excluded.count",
+            changes = [(change.revision, change.kind.value, change.key, change.event) for change in self.changes]
+            self.insert("changes", ("revision", "kind", "key", "event"), changes)
+        self.insert(
+            "totals",
+            ("user_id", "status", "count"),
             [(user, status, step) for (user, status), step in self.totals.items() if step],
+            " ON CONFLICT (user_id, status) DO UPDATE SET count = totals.count + excluded.count",
         )
         if self.postgres:
             if self.changes:

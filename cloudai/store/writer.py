@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from cloudai.store.transaction import Transaction
 log = logging.getLogger("cloudai.store")
 
 MAX_BATCH = 512
+DELAY_SECONDS = 0.002  # the longest that an operation waits for others to share its commit
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -48,6 +50,7 @@ class Writer:
         self._committed = committed
         self._queue: SimpleQueue[_Operation | None] = SimpleQueue()
         self._closed = False
+        self._company = 1  # operations that were under way when the last commit ended
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -70,12 +73,15 @@ class Writer:
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
             batch, last = self._gather(first)
-            self._answer(batch, self._outcomes(batch))
+            outcomes = self._outcomes(batch)
+            self._company = min(MAX_BATCH, len(batch) + self._queue.qsize())
+            self._answer(batch, outcomes)
             if last:
                 return
 
     def _gather(self, first: _Operation) -> tuple[list[_Operation], bool]:
         batch = [first]
+        self._await_company()
         while len(batch) < MAX_BATCH:
             try:
                 operation = self._queue.get_nowait()
@@ -85,6 +91,15 @@ class Writer:
                 return batch, True
             batch.append(operation)
         return batch, False
+
+    def _await_company(self) -> None:
+        """Give those who were just answered a moment to ask again, where there are many: one commit then serves all.
+
+        PostgreSQL's commit_delay with commit_siblings, except that the number of siblings is the one seen last.
+        """
+        deadline = time.monotonic() + DELAY_SECONDS
+        while 1 + self._queue.qsize() < self._company and time.monotonic() < deadline:
+            time.sleep(DELAY_SECONDS / 8)
 
     def _outcomes(self, batch: list[_Operation]) -> list[Any]:
         try:

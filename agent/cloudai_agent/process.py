@@ -83,6 +83,8 @@ class ProcessRuntime:
             if not shim.alive():
                 state = ContainerState.EXITED
                 exit_code, finished_at, error = ended_by(home)
+                if error:  # nobody ended what the command started
+                    self._sweep(home, shim)
         return Container(
             run_id=run_id,
             task_id=run["task_id"],

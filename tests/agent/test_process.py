@@ -137,3 +137,32 @@ def test_the_machine_is_measured() -> None:
     assert 0 <= cpu <= 100
     assert 0 < memory <= 100
     assert gpus.count() >= 0
+
+
+def test_what_an_ended_run_left_running_ends_when_it_is_removed(on_processes: Bench, runtime: Runtime) -> None:
+    run_id = started(runtime, on_processes.run("setsid sh -c 'echo $$; while :; do sleep 0.05; done' & sleep 0.3"))
+    stray = psutil.Process(int(next(iter(runtime.read_log(run_id, 0)))))
+    ended(runtime, run_id)
+    assert stray.is_running()
+    runtime.remove(run_id)
+    assert not stray.is_running() or stray.status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_a_killed_agent_left_half_made_is_swept(on_processes: Bench, runtime: Runtime) -> None:
+    run = on_processes.run("true")
+    half = home_of(on_processes, f".new-{run.run_id}")
+    (half / "work").mkdir(parents=True)
+    heir = on_processes.open()
+    assert not half.exists()
+    assert heir.containers() == []
+    assert finished(heir, run)[0].exit_code == 0
+
+
+def test_readers_end_when_the_runtime_is_closed(on_processes: Bench, runtime: Runtime) -> None:
+    run_id = started(runtime, on_processes.run("echo ready; while :; do sleep 0.05; done"))
+    log, events = iter(runtime.read_log(run_id, 0)), iter(runtime.events())
+    assert next(log) == b"ready\n"
+    assert next(events) is None
+    runtime.close()
+    assert list(log) == []
+    assert set(events) <= {None, run_id}

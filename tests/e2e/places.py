@@ -10,6 +10,7 @@ from typing import Protocol
 import docker
 import psutil
 from docker.errors import APIError, NotFound
+from docker.models.containers import Container
 
 from tests.e2e.cluster import Cluster
 
@@ -39,10 +40,12 @@ class Docker:
         self.client = docker.DockerClient(base_url=host, timeout=60)
         self.environment = {"DOCKER_HOST": host, "CLOUDAI_NETWORK": "host"}
 
-    def containers(self, cluster: Cluster) -> list[docker.models.containers.Container]:
+    def containers(self, cluster: Cluster) -> list[Container]:
         """Every container of the cluster's tasks, ended ones too."""
         identity = cluster.http.get("/readyz").headers.get("x-cloudai-cluster", "")
-        filters = {"label": f"cloudai.cluster={identity}" if identity else "cloudai.cluster"}
+        filters: dict[str, str | list[str] | bool] = {
+            "label": f"cloudai.cluster={identity}" if identity else "cloudai.cluster"
+        }
         return list(self.client.containers.list(all=True, filters=filters, ignore_removed=True))
 
     def running(self, cluster: Cluster) -> list[str]:

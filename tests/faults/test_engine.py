@@ -22,7 +22,9 @@ def engine() -> Iterator[PrivateDocker]:
         yield engine
 
 
-def test_a_killed_engine_comes_back_and_its_containers_end_once(engine: PrivateDocker, make_cluster: MakeCluster) -> None:
+def test_a_killed_engine_comes_back_and_its_containers_end_once(
+    engine: PrivateDocker, make_cluster: MakeCluster
+) -> None:
     place = Docker(engine.host, build_busybox(engine.host))
     cluster = make_cluster(place)
     cluster.start_all()

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 import uuid
+from functools import partial
 
 import httpx
 import pytest
@@ -111,7 +112,7 @@ def test_every_acknowledged_task_ends_exactly_once_whatever_is_killed(make_clust
             if name == "api":
                 eventually("the API answers", cluster.answers)
         submitter.join()
-        finished = [eventually("ends", lambda task_id=task_id: done(cluster, task_id), 240) for task_id in tasks]
+        finished = [eventually("ends", partial(done, cluster, task_id), 240) for task_id in tasks]
     assert len(set(tasks)) == TASKS
     bad = [(task["reason"], task["message"], task["exit_code"]) for task in finished if task["status"] != "completed"]
     assert bad == []

@@ -176,7 +176,8 @@ async def test_waiting_for_more_of_a_log_returns_when_it_comes(pair: tuple[Store
     await placed(store, task)
     waiting = asyncio.ensure_future(client.wait_log(task.task_id, 1, 0, 60))
     await store.append_log(f"{task.task_id}-1", 0, b"x")
-    await asyncio.wait_for(waiting, 30)
+    async with asyncio.timeout(30):
+        await waiting
     await client.wait_log(task.task_id, 1, 1, 0.01)  # nothing comes: the time is over
 
 
@@ -185,7 +186,8 @@ async def test_a_changed_task_is_told_at_once(pair: tuple[Store, Client]) -> Non
     task = await client.create_task(SPEC)
     waiting = asyncio.ensure_future(client.changed_task(await client.task(task.task_id)))
     await store.cancel_task(task.task_id)
-    assert (await asyncio.wait_for(waiting, 20))["status"] == "cancelled"
+    async with asyncio.timeout(20):
+        assert (await waiting)["status"] == "cancelled"
 
 
 async def test_a_limited_client_waits_and_goes_on(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ class Link:
         async with connection:
             register, sent_at = self._listener.register()
             await connection.send(encode(register))
-            terms = from_server.validate_json(await asyncio.wait_for(connection.recv(), ANSWER_SECONDS))
+            async with asyncio.timeout(ANSWER_SECONDS):
+                terms = from_server.validate_json(await connection.recv())
             if isinstance(terms, Refused):
                 raise _Refusal(terms.message)
             if not isinstance(terms, Registered):
@@ -184,7 +185,8 @@ async def _probe(connection: ClientConnection, heartbeat_seconds: float) -> None
     while True:
         await asyncio.sleep(heartbeat_seconds)
         pong = await connection.ping()
-        await asyncio.wait_for(pong, max(heartbeat_seconds, 1.0))
+        async with asyncio.timeout(max(heartbeat_seconds, 1.0)):
+            await pong
 
 
 class _Refusal(Exception):

@@ -130,7 +130,8 @@ class Agent:
                 elif self._memory.cluster_id:
                     await self._look()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._known.look.wait(), LOOK_SECONDS)
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self._known.look.wait()
                 self._known.look.clear()
 
     async def _until_engine_answers(self) -> None:
@@ -198,7 +199,8 @@ class Agent:
     async def _reconcile(self) -> None:
         while True:
             try:
-                await asyncio.wait_for(self._wake.wait(), self._until_next_time())
+                async with asyncio.timeout(self._until_next_time()):
+                    await self._wake.wait()
             except TimeoutError:
                 self._dirty.update(self._known.runs)
             self._wake.clear()
@@ -233,7 +235,7 @@ class Agent:
         if watched is None or self._problem is not None or self._stopping:
             return
         if watched.stale and not watched.busy:
-            self._operate(watched, self._inspect(watched))
+            self._operate(watched, self._inspect)
             return
         if not self._known.wished and not self._memory.lease.over(clock()):
             return  # before the server has told its wish, nothing is known to be unwanted
@@ -253,24 +255,24 @@ class Agent:
                 if watched.should_tell(step):
                     self._link.send(_report(watched, step))
             case Fetch():
-                self._operate(watched, self._fetch(watched))
+                self._operate(watched, self._fetch)
             case Create():
-                self._operate(watched, self._create(watched))
+                self._operate(watched, self._create)
             case Start():
-                self._operate(watched, self._start(watched))
+                self._operate(watched, self._start)
             case Stop(cause):
-                self._operate(watched, self._stop(watched, cause))
+                self._operate(watched, self._stop, cause)
             case Remove():
-                self._operate(watched, self._remove(watched))
+                self._operate(watched, self._remove)
 
-    def _operate(self, watched: Watched, work: Coroutine[None, None, None]) -> None:
+    def _operate(self, watched: Watched, work: Callable[..., Coroutine[None, None, None]], *arguments: object) -> None:
         """Do one thing to a run's container; then look at the run again."""
         watched.busy = True
         watched.touched = time.monotonic()
 
         async def operate() -> None:
             try:
-                await work
+                await work(watched, *arguments)
             except EngineDown as error:
                 watched.stale = True  # it may or may not have happened
                 self._lost_engine(error)
@@ -420,7 +422,8 @@ class Agent:
     async def _heartbeats(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._beat.wait(), self._heartbeat_seconds)
+                async with asyncio.timeout(self._heartbeat_seconds):
+                    await self._beat.wait()
             self._beat.clear()
             cpu, memory = telemetry.usage()
             self._link.send(

@@ -88,7 +88,8 @@ class AgentHub:
 
     async def _register(self, websocket: WebSocket) -> Session | None:
         try:
-            text = await asyncio.wait_for(websocket.receive_text(), FIRST_MESSAGE_SECONDS)
+            async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
+                text = await websocket.receive_text()
         except TimeoutError:
             raise ValueError("nothing came within 10 seconds") from None
         message = from_agent.validate_json(text)

@@ -13,6 +13,7 @@ from sqlmodel import Field, SQLModel
 # SQLite makes only a column called INTEGER its row id.
 BIG = BigInteger().with_variant(Integer(), "sqlite")
 GLOBAL_USER = ""  # the totals of all users together
+LIVE_RUNS = "phase IN ('assigned', 'pulling', 'starting', 'running')"
 
 
 def _big(*, key: bool = False, nullable: bool = False) -> Column[int]:
@@ -60,9 +61,7 @@ class TaskRow(SQLModel, table=True):
 
 class RunRow(SQLModel, table=True):
     __tablename__ = "runs"
-    __table_args__ = (
-        Index("runs_live", "worker_id", "task_id", **_where("phase IN ('assigned', 'pulling', 'starting', 'running')")),
-    )
+    __table_args__ = (Index("runs_live", "worker_id", "task_id", **_where(LIVE_RUNS)),)
     task_id: int = Field(sa_column=_big(key=True))
     attempt: int = Field(primary_key=True)
     version: int

@@ -148,7 +148,8 @@ async def test_a_held_back_answer_comes_when_the_task_has_ended(api: httpx.Async
     waiting = asyncio.ensure_future(api.get(f"/api/tasks/{task_id}?wait_seconds=60"))
     await store.get_task(task_id)
     await api.post(f"/api/tasks/{task_id}/cancel")
-    assert (await asyncio.wait_for(waiting, 30)).json()["status"] == "cancelled"
+    async with asyncio.timeout(30):
+        assert (await waiting).json()["status"] == "cancelled"
 
 
 async def test_a_held_back_answer_comes_at_another_version(api: httpx.AsyncClient, store: SqlStore) -> None:
@@ -157,7 +158,8 @@ async def test_a_held_back_answer_comes_at_another_version(api: httpx.AsyncClien
     version = (await api.get(f"/api/tasks/{task_id}")).json()["version"]
     waiting = asyncio.ensure_future(api.get(f"/api/tasks/{task_id}?wait_seconds=60&version={version}"))
     await start(store, task_id)
-    assert (await asyncio.wait_for(waiting, 30)).json()["version"] > version
+    async with asyncio.timeout(30):
+        assert (await waiting).json()["version"] > version
 
 
 async def test_a_held_back_answer_comes_when_the_time_is_over(api: httpx.AsyncClient) -> None:

@@ -22,14 +22,23 @@ http: {{addr: "127.0.0.1:{port}"}}
 """
 
 
+USER, PASSWORD = "user", "secret"
+# One line of an htpasswd file: USER with the bcrypt of PASSWORD.
+HTPASSWD = f"{USER}:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
+
+
 @contextmanager
-def running_registry(directory: Path) -> Iterator[str]:
-    """Yields its address, 127.0.0.1:PORT."""
+def running_registry(directory: Path, *, login: bool = False) -> Iterator[str]:
+    """Yields its address, 127.0.0.1:PORT. With `login` it shows nothing to who is not USER."""
     if shutil.which("docker-registry") is None:
         missing("A container registry", "apt-get install docker-registry, or run scripts/provision as root")
     port = free_port()
     config = directory / "registry.yml"
-    config.write_text(CONFIG.format(directory=directory, port=port))
+    text = CONFIG.format(directory=directory, port=port)
+    if login:
+        (directory / "htpasswd").write_text(HTPASSWD)
+        text += f"auth: {{htpasswd: {{realm: test, path: {directory}/htpasswd}}}}\n"
+    config.write_text(text)
     with (directory / "registry.log").open("wb") as output:
         process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=output, stderr=output)
     try:

@@ -1,0 +1,176 @@
+"""One agent and real processes: what it does with a run in every situation that needs no controller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cloudai.resources import RunPhase
+from cloudai_agent.runtime import ContainerState
+from tests.agent.joined import MIB, eventually, joined
+from tests.engines.proxy import Proxy
+
+ENDS = (RunPhase.SUCCEEDED, RunPhase.FAILED, RunPhase.STOPPED, RunPhase.LOST)
+STUBBORN = "trap '' TERM; while true; do sleep 0.05; done"
+
+
+async def test_a_run_comes_to_its_end_with_its_log_and_its_container_is_removed(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place:
+        run = await place.run("echo out; echo err >&2")
+        async with place.agent() as runtime:
+            ended = await place.until(run, *ENDS)
+            await eventually("the container is removed", lambda: not runtime.containers())
+        assert (ended.phase, ended.exit_code, ended.reason) == (RunPhase.SUCCEEDED, 0, None)
+        assert None not in (ended.started_at, ended.finished_at)
+        assert await place.log(run) == "out\nerr\n"
+
+
+async def test_runs_placed_one_after_the_other_all_end(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place, place.agent():
+        runs = [await place.run(f"echo {number}; exit {number % 3}") for number in range(30)]
+        for number, run in enumerate(runs):
+            ended = await place.until(run, *ENDS)
+            assert ended.exit_code == number % 3
+            assert await place.log(run) == f"{number}\n"
+
+
+async def test_a_bad_end_has_its_exit_code_and_reason(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place, place.agent():
+        ended = await place.until(await place.run("exit 3"), *ENDS)
+        assert (ended.phase, ended.exit_code, ended.reason) == (RunPhase.FAILED, 3, "ExitCode")
+
+
+async def test_what_was_cancelled_before_it_started_never_starts(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place:
+        run = await place.run(f"touch {tmp_path}/started", stop_requested=True)
+        async with place.agent() as runtime:
+            ended = await place.until(run, *ENDS)
+            assert (ended.phase, ended.reason) == (RunPhase.STOPPED, "Cancelled")
+            await eventually("nothing is left", lambda: not runtime.containers())
+        assert not (tmp_path / "started").exists()
+
+
+async def test_a_cancelled_run_is_stopped_even_if_it_ignores_that(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place, place.agent() as runtime:
+        run = await place.run(f"echo ready; {STUBBORN}")
+        await place.store.wait_log(run.task_id, run.attempt, 0, 60)
+        await place.change(run.run_id, stop_requested=True)
+        ended = await place.until(run, *ENDS)
+        assert (ended.phase, ended.exit_code) == (RunPhase.STOPPED, 137)
+        await eventually("nothing is left", lambda: not runtime.containers())
+
+
+async def test_a_run_that_is_not_wished_any_more_is_stopped_and_removed(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place, place.agent() as runtime:
+        run = await place.run(STUBBORN)
+        await place.until(run, RunPhase.RUNNING)
+        await place.change(run.run_id, phase=RunPhase.LOST)
+        await eventually("nothing is left", lambda: not runtime.containers())
+        assert (await place.until(run, *ENDS)).phase is RunPhase.LOST
+
+
+async def test_a_run_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place, place.agent():
+        ended = await place.until(await place.run(STUBBORN, timeout_seconds=1), *ENDS)
+        assert (ended.phase, ended.reason) == (RunPhase.FAILED, "DeadlineExceeded")
+        assert (ended.finished_at or 0) - (ended.started_at or 0) >= 1000
+
+
+async def test_a_run_that_writes_too_much_is_stopped(tmp_path: Path) -> None:
+    async with joined(tmp_path, storage_check_seconds=0.1) as place, place.agent():
+        run = await place.run("head -c 2000000 /dev/zero >big; sleep 1000", storage=MIB)
+        ended = await place.until(run, *ENDS)
+        assert (ended.phase, ended.reason) == (RunPhase.FAILED, "StorageLimitExceeded")
+
+
+async def test_a_container_that_somebody_removed_is_not_started_again(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place:
+        run = await place.run(f"echo x >>{tmp_path}/starts; sleep 1000")
+        async with place.agent() as runtime:
+            await place.until(run, RunPhase.RUNNING)
+            await eventually("it started", (tmp_path / "starts").exists)
+            runtime.stop(run.run_id, 0)
+            runtime.remove(run.run_id)
+            ended = await place.until(run, *ENDS)
+        assert ended.phase is RunPhase.FAILED
+        assert (tmp_path / "starts").read_text() == "x\n"
+
+
+async def test_the_next_agent_takes_the_containers_up(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place:
+        go = tmp_path / "go"
+        run = await place.run(f"echo x >>{tmp_path}/starts; echo a; until [ -e {go} ]; do sleep 0.05; done; echo b")
+        async with place.agent():
+            await place.store.wait_log(run.task_id, run.attempt, 0, 60)
+            await place.until(run, RunPhase.RUNNING)
+        async with place.agent():
+            go.touch()
+            ended = await place.until(run, *ENDS)
+        assert ended.phase is RunPhase.SUCCEEDED
+        assert (tmp_path / "starts").read_text() == "x\n"
+        assert await place.log(run) == "a\nb\n"
+
+
+async def test_an_end_that_nobody_saw_is_told_by_the_next_agent(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place:
+        run = await place.run("sleep 0.2; echo last words; exit 7")
+        async with place.agent() as runtime:
+            await place.until(run, RunPhase.RUNNING)
+        with place.processes() as looking:
+            await eventually("it ended", lambda: looking.containers()[0].state is ContainerState.EXITED)
+        async with place.agent() as runtime:
+            ended = await place.until(run, *ENDS)
+            await eventually("nothing is left", lambda: not runtime.containers())
+        assert (ended.exit_code, await place.log(run)) == (7, "last words\n")
+
+
+async def test_a_log_that_is_too_long_is_cut_with_a_mark(tmp_path: Path) -> None:
+    async with joined(tmp_path, max_log_bytes=1024) as place, place.agent():
+        run = await place.run("head -c 5000000 /dev/zero | tr '\\0' x")
+        assert (await place.until(run, *ENDS)).phase is RunPhase.SUCCEEDED
+        assert await place.log(run) == "x" * 1024 + "\n[cloudai: the log was cut at 1024 bytes]\n"
+
+
+async def test_a_long_log_arrives_whole_over_a_network_that_breaks(tmp_path: Path) -> None:
+    async with joined(tmp_path, lease_seconds=60.0) as place:
+        with Proxy(place.port) as network:
+            go = tmp_path / "go"
+            some = "seq 100000 400000"
+            run = await place.run(f"{some}; until [ -e {go} ]; do sleep 0.05; done; {some}")
+            async with place.agent(port=network.port):
+                await place.store.wait_log(run.task_id, run.attempt, 0, 60)
+                network.cut()
+                go.touch()
+                network.mend()
+                ended = await place.until(run, *ENDS)
+        assert ended.phase is RunPhase.SUCCEEDED
+        lines = "".join(f"{number}\n" for number in range(100000, 400001))
+        assert await place.log(run) == lines * 2
+
+
+async def test_a_worker_cut_off_for_longer_than_its_lease_stops_its_containers(tmp_path: Path) -> None:
+    async with joined(tmp_path, lease_seconds=2.0) as place:
+        with Proxy(place.port) as network:
+            run = await place.run(f"echo last; {STUBBORN}")
+            async with place.agent(port=network.port) as runtime:
+                await place.until(run, RunPhase.RUNNING)
+                network.cut()
+                await eventually("it ended", lambda: runtime.containers()[0].state is ContainerState.EXITED)
+                network.mend()
+                ended = await place.until(run, *ENDS)
+                await eventually("nothing is left", lambda: not runtime.containers())
+        assert (ended.phase, ended.reason) == (RunPhase.LOST, "WorkerLost")
+        assert await place.log(run) == "last\n"
+
+
+async def test_a_restarted_agent_goes_by_the_lease_of_the_one_before(tmp_path: Path) -> None:
+    async with joined(tmp_path, lease_seconds=2.0) as place:
+        with Proxy(place.port) as network:
+            run = await place.run(STUBBORN)
+            async with place.agent(port=network.port):
+                await place.until(run, RunPhase.RUNNING)
+            network.cut()
+            async with place.agent(port=network.port):
+                with place.processes() as looking:
+                    await eventually("it ended", lambda: looking.containers()[0].state is ContainerState.EXITED)
+                    network.mend()
+                    await eventually("nothing is left", lambda: not looking.containers())

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from tests.bench import http, placements
+from tests.bench import containers, history, http, idle, memory, placements
 from tests.bench.table import HEADER, Row
 
 ROWS: dict[str, Callable[[], list[Row]]] = {
     "post": http.posts,
     "get": http.gets,
+    "containers": containers.finished,
+    "idle": idle.latency,
     "placements": placements.rows,
+    "history": history.cost,
+    "memory": memory.sizes,
 }
 
 

@@ -4,36 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
+import threading
 import time
 from pathlib import Path
+from types import TracebackType
 
 
 class DockerProxy:
-    """`creates`: the time (seconds, monotonic) at which each `POST …/containers/create` was sent to the engine."""
+    """A context, served by a thread of its own; `host` is its DOCKER_HOST.
 
-    def __init__(self, engine: str, path: Path) -> None:
-        self.engine = engine.removeprefix("unix://")
-        self.path = path
+    `creates`: the time (seconds, monotonic) at which each `POST …/containers/create` was sent to the engine.
+    """
+
+    def __init__(self, engine: str) -> None:
+        self._engine = engine.removeprefix("unix://")
+        self._directory = tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp")  # short: a socket's path has a limit
+        self._path = Path(self._directory.name) / "docker.sock"
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self.host = f"unix://{self._path}"
         self.creates: list[float] = []
-        self.created = asyncio.Event()
 
-    async def __aenter__(self) -> DockerProxy:
-        self.server = await asyncio.start_unix_server(self._serve, self.path)
+    def __enter__(self) -> DockerProxy:
+        self._thread.start()
+        self._ready.wait()
         return self
 
-    async def __aexit__(self, *exception: object) -> None:
-        self.server.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+        self._directory.cleanup()
+
+    async def _run(self) -> None:
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_unix_server(self._serve, self._path)
+        self._ready.set()
+        await self._ended.wait()
+        server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_unix_connection(self.engine)
-        await asyncio.gather(self._pass(reader, up_writer, watch=True), self._pass(up_reader, writer))
+        up_reader, up_writer = await asyncio.open_unix_connection(self._engine)
+        with contextlib.suppress(asyncio.CancelledError):  # at the end, with the loop
+            await asyncio.gather(self._pass(reader, up_writer, watch=True), self._pass(up_reader, writer))
+        writer.close()
+        up_writer.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, watch: bool = False) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
                 if watch and data.startswith(b"POST ") and b"/containers/create" in data[:200]:
                     self.creates.append(time.monotonic())
-                    self.created.set()
                 writer.write(data)
                 await writer.drain()
         with contextlib.suppress(ConnectionError, OSError):

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
 
@@ -75,12 +75,22 @@ def _listens(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def cloudai(*parts: str, runtime: str = "process", **environment: str) -> Iterator[Cluster]:
-    """A running CloudAI with these parts beside the API, in a directory that goes away."""
+def cloudai(
+    *parts: str,
+    runtime: str = "process",
+    prepare: Callable[[Path], None] | None = None,
+    start: bool = True,
+    **environment: str,
+) -> Iterator[Cluster]:
+    """A running CloudAI with these parts beside the API, in a directory that goes away; `prepare` gets its database."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("CLOUDAI_TEST_BENCH_DIR")) as directory:
         cluster = Cluster(Path(directory), runtime, {"CLOUDAI_LOG_LEVEL": "warning"} | environment)
         try:
-            cluster.api()
+            if prepare:
+                (cluster.directory / "data").mkdir(mode=0o700)
+                prepare(cluster.directory / "data" / "cloudai.db")
+            if start:
+                cluster.api()
             if "controller" in parts:
                 cluster.controller()
             yield cluster
@@ -88,7 +98,7 @@ def cloudai(*parts: str, runtime: str = "process", **environment: str) -> Iterat
             cluster.close()
 
 
-def _rate(port: int, request: bytes, count: int) -> float:
+def rate(port: int, request: bytes, count: int) -> float:
     return count / asyncio.run(load(port, repeat(request, count), CONNECTIONS, count))
 
 
@@ -97,7 +107,7 @@ def posts() -> list[Row]:
     ours, theirs = [], []
     with bare() as yardstick, cloudai() as cluster:
         for turn in range(ROUNDS + 1):
-            rates_now = (_rate(cluster.port, post("/api/tasks"), 4000), _rate(yardstick, post("/api/tasks"), 4000))
+            rates_now = (rate(cluster.port, post("/api/tasks"), 4000), rate(yardstick, post("/api/tasks"), 4000))
             if turn:  # the first round warms both up
                 ours.append(rates_now[0])
                 theirs.append(rates_now[1])
@@ -110,7 +120,7 @@ def gets() -> list[Row]:
     with bare() as yardstick, cloudai() as cluster:
         path = f"/api/tasks/{httpx.post(f'{cluster.url}/api/tasks', json=orjson.loads(BODY)).json()['task_id']}"
         for turn in range(ROUNDS + 1):
-            rates_now = (_rate(cluster.port, get(path), 4000), _rate(yardstick, get(path), 4000))
+            rates_now = (rate(cluster.port, get(path), 4000), rate(yardstick, get(path), 4000))
             if turn:
                 ours.append(rates_now[0])
                 theirs.append(rates_now[1])

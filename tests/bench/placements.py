@@ -29,13 +29,13 @@ async def run(tasks: int = TASKS, measured: int = MEASURED) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory:
         store = await open_store(f"sqlite:///{Path(directory) / 'cloudai.db'}")
         try:
-            await _fill(store, tasks)
-            return await _place(store, min(measured, tasks))
+            await fill(store, tasks)
+            return await place(store, min(measured, tasks))
         finally:
             await store.close()
 
 
-async def _fill(store: Store, tasks: int) -> None:
+async def fill(store: Store, tasks: int) -> None:
     now = time.time_ns() // 1_000_000
     for number in range(WORKERS):
         name = f"worker-{number:04}"
@@ -51,20 +51,26 @@ async def _fill(store: Store, tasks: int) -> None:
                 last_heartbeat=now + 3_600_000,  # nobody beats for them while the measurement lasts
             )
         )
+    await queue(store, tasks)
+
+
+async def queue(store: Store, tasks: int, cores: int = 0) -> None:
+    """Submit `tasks`, each of `cores` or as SHAPES says."""
     for start in range(0, tasks, SUBMITS_AT_ONCE):
-        await asyncio.gather(*(store.create_task(_wish(n)) for n in range(start, min(start + SUBMITS_AT_ONCE, tasks))))
+        numbers = range(start, min(start + SUBMITS_AT_ONCE, tasks))
+        await asyncio.gather(*(store.create_task(_wish(number, cores)) for number in numbers))
 
 
-def _wish(number: int) -> TaskSpec:
+def _wish(number: int, cores: int) -> TaskSpec:
     return TaskSpec(
         user_id=f"user-{number % 100}",
         image="docker.io/library/ubuntu:latest",
         command=f"echo {number}",
-        resources=SHAPES[number % len(SHAPES)],
+        resources=Resources(1000 * cores, GIB, 0, 0) if cores else SHAPES[number % len(SHAPES)],
     )
 
 
-async def _place(store: Store, wanted: int) -> dict[str, float]:
+async def place(store: Store, wanted: int) -> dict[str, float]:
     controller = Controller(store, Settings(), "bench")
     try:
         began = time.perf_counter()

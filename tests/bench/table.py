@@ -41,6 +41,20 @@ def rates(what: str, ours: Sequence[float], theirs: Sequence[float], asked: floa
     )
 
 
+def costs(what: str, ours: Sequence[float], theirs: Sequence[float], asked: float, command: str) -> Row:
+    """Rates again, but the figure is how many times as much one of ours costs."""
+    ratio = median(other / mine for mine, other in zip(ours, theirs, strict=True))
+    return Row(
+        what,
+        f"{median(ours):.0f}/s",
+        f"{median(theirs):.0f}/s",
+        f"{ratio:.2f}",
+        f"<= {asked:.2f}",
+        ratio <= asked,
+        command,
+    )
+
+
 def at_least(what: str, value: float, asked: float, command: str) -> Row:
     return Row(what, f"{value:.0f}/s", "", f"{value:.0f}", f">= {asked:.0f}", value >= asked, command)
 

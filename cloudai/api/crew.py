@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -22,19 +23,25 @@ class Crew:
         self._now = 0
         self._workers: Sequence[WorkerState] = ()
         self._known: dict[Resources, Waiting] = {}
+        self._reading = asyncio.Lock()
 
     async def why(self, task: Task) -> Waiting | None:
         """Why a queued task waits; None for any other."""
         if task.status is not TaskStatus.QUEUED:
             return None
-        if time.monotonic() - self._read_at > FRESH:
-            await self._read()
+        if self._stale():
+            async with self._reading:  # those who ask meanwhile wait for the same answer
+                if self._stale():
+                    await self._read()
         if task.message:
             return explain(task, self._workers, self._now, self._heartbeat_ms)
         wish = task.spec.resources
         if (known := self._known.get(wish)) is None:
             known = self._known[wish] = explain_wish(wish, self._workers, self._now, self._heartbeat_ms)
         return known
+
+    def _stale(self) -> bool:
+        return time.monotonic() - self._read_at > FRESH
 
     async def _read(self) -> None:
         workers = await self._store.list_workers()

@@ -6,11 +6,14 @@ Nothing of the facade, the controller or the agent is known here.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 
 import click
 import uvloop
+
+GARBAGE = 50_000  # objects made and kept between two looks for garbage
 
 # Runs until its event is set.
 Part = Callable[[asyncio.Event], Awaitable[None]]
@@ -31,6 +34,10 @@ def run_until_signal(body: Part) -> None:
             loop.add_signal_handler(signum, asked, signum)
         await body(stop)
 
+    # What is there by now stays, and what comes later is little garbage in cycles: look for it seldom.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
 

@@ -17,6 +17,7 @@ from cloudai.store.protocol import Change
 REPAIR_SECONDS = 1.0  # how long a lost signal may go unnoticed
 POLL_SECONDS = 0.005  # how often SQLite is asked whether another process wrote
 KEPT = 10_000  # changes kept in memory
+REVISION = "SELECT value FROM counters WHERE name = 'revision'"
 
 
 class Source(Protocol):
@@ -32,6 +33,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._recent: deque[Change] = deque(maxlen=KEPT)
+        self.others = 0  # how often another process may have written
         self._any: set[asyncio.Future[None]] = set()
         self._logs: dict[str, set[asyncio.Future[None]]] = {}
 
@@ -48,23 +50,25 @@ class Signals:
                 if key in self._logs:
                     _wake(self._logs[key])
 
-    def foreign(self) -> None:
-        """Another process may have written anything."""
-        _wake(self._any)
+    def foreign(self, revision: int | None = None) -> None:
+        """Another process may have written anything; `revision` is the newest, where that is known."""
+        if revision is None or not self._recent or self._recent[-1].revision != revision:
+            self.others += 1
+            _wake(self._any)
         for waiting in self._logs.values():
             _wake(waiting)
 
     def after(self, revision: int) -> list[Change] | None:
-        """The changes after `revision`, where memory holds the very next one."""
+        """The changes of this process after `revision`; None where memory does not reach back to it."""
         recent = self._recent
-        if not recent or not recent[0].revision <= revision + 1 <= recent[-1].revision:
+        if not recent or not recent[0].revision <= revision + 1 <= recent[-1].revision + 1:
             return None
         skip = revision + 1 - recent[0].revision
         return [recent[index] for index in range(skip, len(recent))]
 
-    async def change(self, timeout: float) -> None:
-        """Wait until something changed, at most `timeout` seconds."""
-        await _wait(self._any, timeout)
+    async def change(self, timeout: float) -> bool:
+        """Wait until something changed, at most `timeout` seconds; False when the time was over."""
+        return await _wait(self._any, timeout)
 
     async def log(self, task_id: str, timeout: float) -> None:
         """Wait until a task or its log may have changed, at most `timeout` seconds."""
@@ -82,11 +86,12 @@ def _wake(waiting: set[asyncio.Future[None]]) -> None:
             future.set_result(None)
 
 
-async def _wait(waiting: set[asyncio.Future[None]], timeout: float) -> None:
+async def _wait(waiting: set[asyncio.Future[None]], timeout: float) -> bool:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiting.add(future)
     try:
         await asyncio.wait([future], timeout=timeout)
+        return future.done()
     finally:
         waiting.discard(future)
 
@@ -94,7 +99,7 @@ async def _wait(waiting: set[asyncio.Future[None]], timeout: float) -> None:
 class SqlitePoll:
     """Asks SQLite for `PRAGMA data_version`, which another connection's commit changes: a look at shared memory."""
 
-    def __init__(self, file: Path, changed: Callable[[], None]) -> None:
+    def __init__(self, file: Path, changed: Callable[[int | None], None]) -> None:
         self._file = file
         self._changed = changed
         self._connection: sqlite3.Connection | None = None
@@ -116,9 +121,10 @@ class SqlitePoll:
             if self._connection is None:
                 self._connection = sqlite3.connect(f"file:{self._file.absolute()}?mode=ro", uri=True, timeout=0)
             version = self._connection.execute("PRAGMA data_version").fetchone()
+            if version != self._version:
+                # This process's own commits change it too: the revision tells whose it was.
+                self._changed(self._connection.execute(REVISION).fetchone()[0])
         except sqlite3.Error:
             version = None  # the repair pass of every waiter covers what is missed
-        if version != self._version:
-            self._version = version
-            self._changed()
+        self._version = version
         self._timer = self._loop.call_later(POLL_SECONDS, self._tick)

@@ -86,7 +86,7 @@ class SqlStore:
         if self._point:
             self._point.close()
             self._point = None
-        await asyncio.to_thread(self._writer.close)
+        await self._writer.close()
         if self._point_reader:
             await self._point_reader
         await asyncio.to_thread(self._readers.shutdown)
@@ -197,17 +197,19 @@ class SqlStore:
 
     async def watch(self, since: int | None = None) -> AsyncIterator[Sequence[Change]]:
         revision = await self._read(reading.revision) if since is None else since
+        others = -1  # as counted when the database was last asked
         while True:
             batch: Sequence[Change] | None = self._signals.after(revision)
-            if batch is None:
+            if batch is None or (not batch and others != self._signals.others):
+                others = self._signals.others
                 newest, batch = await self._read(reading.changes, revision, WATCH_BATCH)
                 if newest < revision or (newest > revision and (not batch or batch[0].revision != revision + 1)):
                     raise Pruned(f"revision {revision} is not in the change log")
             if batch:
                 revision = batch[-1].revision
                 yield batch
-            else:
-                await self._signals.change(REPAIR_SECONDS)
+            elif not await self._signals.change(REPAIR_SECONDS):
+                others = -1  # a signal may have been lost
 
     # -- the controller's side
 
@@ -276,7 +278,7 @@ class SqlStore:
         await self._writer.write(upkeep.touch, self._now())
 
 
-def _source(url: str, changed: Callable[[], None]) -> Source:
+def _source(url: str, changed: Callable[..., None]) -> Source:
     file = sqlite_file(url)
     if file is not None:
         return SqlitePoll(file, changed)

@@ -1,5 +1,5 @@
-"""The one thread that writes. Operations wait in a queue; what has gathered while the last commit was under way shares the
-next one. A caller hears of its operation only after the commit that holds it.
+"""The one thread that writes. What has gathered in the event loop while the last commit was under way shares the next one.
+A caller hears of its operation only after the commit that holds it.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ import asyncio
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
@@ -41,16 +40,23 @@ class _Operation:
 
 
 class Writer:
-    """`committed` is called in the writer's thread after each commit that changed something."""
+    """Belongs to the event loop that runs when it is made, except `_commit` and what that calls.
+
+    `committed` is called in the writer's thread after each commit that changed something.
+    """
 
     def __init__(self, engine: Engine, file: Path | None, committed: Callable[[Transaction], None]) -> None:
         self._engine = engine
         self._file = file
         self._inode = _inode(file)
         self._committed = committed
-        self._queue: SimpleQueue[_Operation | None] = SimpleQueue()
-        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[_Operation] = []
+        self._committing = False
         self._company = 1  # operations that were under way when the last commit ended
+        self._late: asyncio.TimerHandle | None = None
+        self._closed: asyncio.Event | None = None
+        self._batches: SimpleQueue[list[_Operation] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -58,48 +64,68 @@ class Writer:
         """The operation's outcome, once durable; raises what refused it, or `unavailable`."""
         if self._closed:
             raise unavailable("the store is closed")
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Operation(apply, payload, future))
+        future: asyncio.Future[R] = self._loop.create_future()
+        self._waiting.append(_Operation(apply, payload, future))
+        if not self._committing:
+            self._begin_with_company()
         return await future
 
-    def close(self) -> None:
-        """Commit what is queued and end the thread."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
-            self._thread.join()
+    async def close(self) -> None:
+        """Commit what waits and end the thread."""
+        if self._closed is None:
+            self._closed = asyncio.Event()
+            if not self._committing:
+                self._begin()
+            await self._closed.wait()
+            await asyncio.to_thread(self._thread.join)
             self._engine.dispose()
 
-    def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch, last = self._gather(first)
-            outcomes = self._outcomes(batch)
-            self._company = min(MAX_BATCH, len(batch) + self._queue.qsize())
-            self._answer(batch, outcomes)
-            if last:
-                return
+    # -- in the event loop
 
-    def _gather(self, first: _Operation) -> tuple[list[_Operation], bool]:
-        batch = [first]
-        self._await_company()
-        while len(batch) < MAX_BATCH:
-            try:
-                operation = self._queue.get_nowait()
-            except Empty:
-                break
-            if operation is None:
-                return batch, True
-            batch.append(operation)
-        return batch, False
-
-    def _await_company(self) -> None:
+    def _begin_with_company(self) -> None:
         """Give those who were just answered a moment to ask again, where there are many: one commit then serves all.
 
         PostgreSQL's commit_delay with commit_siblings, except that the number of siblings is the one seen last.
         """
-        deadline = time.monotonic() + DELAY_SECONDS
-        while 1 + self._queue.qsize() < self._company and time.monotonic() < deadline:
-            time.sleep(DELAY_SECONDS / 8)
+        if len(self._waiting) >= self._company or self._closed:
+            self._begin()
+        elif self._waiting and self._late is None:
+            self._late = self._loop.call_later(DELAY_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        if self._late:
+            self._late.cancel()
+            self._late = None
+        if self._waiting:
+            self._committing = True
+            self._batches.put(self._waiting[:MAX_BATCH])
+            del self._waiting[:MAX_BATCH]
+        elif self._closed:
+            self._batches.put(None)
+            self._closed.set()
+
+    def _answer(self, batch: list[_Operation], outcomes: list[Any]) -> None:
+        self._committing = False
+        self._company = min(MAX_BATCH, len(batch) + len(self._waiting))
+        for operation, outcome in zip(batch, outcomes, strict=True):
+            if operation.future.done():
+                continue
+            if isinstance(outcome, Exception):
+                operation.future.set_exception(outcome)
+            else:
+                operation.future.set_result(outcome)
+        self._begin_with_company()
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            outcomes = self._outcomes(batch)
+            try:
+                self._loop.call_soon_threadsafe(self._answer, batch, outcomes)
+            except RuntimeError:  # the event loop has ended; nobody waits any more
+                log.debug("the event loop ended before its writes were answered")
+                return
 
     def _outcomes(self, batch: list[_Operation]) -> list[Any]:
         try:
@@ -137,25 +163,6 @@ class Writer:
         # SQLite goes on writing to a file that was deleted; nobody would ever read that again.
         if self._file and _inode(self._file) != self._inode:
             raise Vanished(f"the database file {self._file} was removed or replaced; put it back or restart")
-
-    def _answer(self, batch: list[_Operation], outcomes: list[Any]) -> None:
-        loops = {operation.future.get_loop() for operation in batch}
-        for loop in loops:
-            mine = [pair for pair in zip(batch, outcomes, strict=True) if pair[0].future.get_loop() is loop]
-            try:
-                loop.call_soon_threadsafe(_resolve, mine)
-            except RuntimeError:  # that loop has ended; nobody waits any more
-                log.debug("an event loop ended before its writes were answered")
-
-
-def _resolve(pairs: list[tuple[_Operation, Any]]) -> None:
-    for operation, outcome in pairs:
-        if operation.future.done():
-            continue
-        if isinstance(outcome, Exception):
-            operation.future.set_exception(outcome)
-        else:
-            operation.future.set_result(outcome)
 
 
 def _inode(file: Path | None) -> int | None:

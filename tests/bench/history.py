@@ -54,7 +54,7 @@ def posts() -> Row:
     with cloudai() as empty, cloudai(prepare=remember) as old:
         with_history, without = [], []
         for turn in range(ROUNDS + 1):
-            now = (rate(old.port, post("/api/tasks"), POSTS), rate(empty.port, post("/api/tasks"), POSTS))
+            now = (rate(old.port, [post("/api/tasks")], POSTS), rate(empty.port, [post("/api/tasks")], POSTS))
             if turn:  # the first round warms both up
                 with_history.append(now[0])
                 without.append(now[1])

@@ -252,7 +252,7 @@ class DockerRuntime:
                     offset = max(0, offset - len(piece))
 
     def events(self) -> Iterator[str | None]:
-        filters = {"type": ["container"], "label": self._filter(), "event": ["start", "die", "destroy", "oom"]}
+        filters = {"type": ["container"], "label": self._filter(), "event": ["die", "destroy", "oom"]}
         while not self._closed.is_set():
             try:
                 with answering():

@@ -345,7 +345,7 @@ class Agent:
 
     async def _remove(self, watched: Watched) -> None:
         await self._call(self._runtime.remove, watched.run_id)
-        watched.container = None
+        watched.container, watched.stale = None, False
 
     # -- storage
 

@@ -181,9 +181,10 @@ class Known:
         self.look.set()
 
     def stale(self, run_id: str) -> None:
-        """Something happened to a container."""
-        self._watched(run_id).stale = True
-        self._changed(run_id)
+        """Something happened to a container. Of one that is not known, the next look at all of them tells."""
+        if run_id in self.runs:
+            self.runs[run_id].stale = True
+            self._changed(run_id)
 
     # -- logs
 

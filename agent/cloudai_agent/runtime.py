@@ -108,7 +108,7 @@ class Runtime(Protocol):
         ...
 
     def events(self) -> Iterator[str | None]:
-        """Run ids whose container changed state, as it happens; None when anything may have changed (after a gap). For ever."""
+        """Run ids whose container ended or went, as it happens; None when anything may have changed (after a gap). For ever."""
         ...
 
     def close(self) -> None:

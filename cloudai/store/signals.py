@@ -1,6 +1,7 @@
 """How a watcher learns that the store changed: at once from this process's own commits, soon from another's.
 
-A signal carries no contents. Own commits are kept for a while, so that a watcher in this process reads no database.
+A signal carries no contents. Own commits, and what one watcher has read of others', are kept for a while, so that the
+watchers of a process need not each ask the database.
 """
 
 from __future__ import annotations
@@ -34,21 +35,28 @@ class Signals:
     def __init__(self) -> None:
         self._recent: deque[Change] = deque(maxlen=KEPT)
         self.others = 0  # how often another process may have written
+        self.looked = -1  # `others` before the database was last asked for everything
         self._any: set[asyncio.Future[None]] = set()
         self._logs: dict[str, set[asyncio.Future[None]]] = {}
 
     def committed(self, changes: Sequence[Change], task_ids: Collection[str]) -> None:
         """This process committed these changes, and bytes to the logs of these tasks."""
         if changes:
-            if self._recent and self._recent[-1].revision + 1 != changes[0].revision:
-                self._recent.clear()  # another process wrote in between
-            self._recent.extend(changes)
+            self.learned(changes)
             _wake(self._any)
         for task_id in {*task_ids, *(change.key for change in changes)}:
             # A run's key begins with its task's: an attempt that ends completes a log.
             for key in (task_id, task_id.rpartition("-")[0]):
                 if key in self._logs:
                     _wake(self._logs[key])
+
+    def learned(self, changes: Sequence[Change]) -> None:
+        """These changes, which follow each other, are known now."""
+        recent = self._recent
+        news = [change for change in changes if not recent or change.revision > recent[-1].revision]
+        if news and recent and recent[-1].revision + 1 != news[0].revision:
+            recent.clear()  # what another process wrote in between is not known
+        recent.extend(news)
 
     def foreign(self, revision: int | None = None) -> None:
         """Another process may have written anything; `revision` is the newest, where that is known."""
@@ -59,7 +67,7 @@ class Signals:
             _wake(waiting)
 
     def after(self, revision: int) -> list[Change] | None:
-        """The changes of this process after `revision`; None where memory does not reach back to it."""
+        """What is known to have changed after `revision`; None where memory does not reach back to it."""
         recent = self._recent
         if not recent or not recent[0].revision <= revision + 1 <= recent[-1].revision + 1:
             return None

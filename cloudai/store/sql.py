@@ -64,6 +64,7 @@ class SqlStore:
         file = sqlite_file(url)
         self._clock = clock
         self._signals = Signals()
+        self._looking = asyncio.Lock()
         self._reads: Engine = reading_engine(url)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._writer = Writer(writing_engine(url), file, self._committed)
@@ -197,19 +198,30 @@ class SqlStore:
 
     async def watch(self, since: int | None = None) -> AsyncIterator[Sequence[Change]]:
         revision = await self._read(reading.revision) if since is None else since
-        others = -1  # as counted when the database was last asked
         while True:
-            batch: Sequence[Change] | None = self._signals.after(revision)
-            if batch is None or (not batch and others != self._signals.others):
-                others = self._signals.others
-                newest, batch = await self._read(reading.changes, revision, WATCH_BATCH)
-                if newest < revision or (newest > revision and (not batch or batch[0].revision != revision + 1)):
-                    raise Pruned(f"revision {revision} is not in the change log")
+            known = self._signals.after(revision)
+            batch = known or await self._look(revision, known=known is not None)
             if batch:
                 revision = batch[-1].revision
                 yield batch
             elif not await self._signals.change(REPAIR_SECONDS):
-                others = -1  # a signal may have been lost
+                self._signals.foreign()  # a signal may have been lost
+
+    async def _look(self, revision: int, *, known: bool) -> Sequence[Change]:
+        """What changed after `revision`, for all watchers. `known`: nothing unless another process wrote."""
+        async with self._looking:
+            if news := self._signals.after(revision):
+                return news
+            others = self._signals.others
+            if known and others == self._signals.looked:
+                return []
+            newest, batch = await self._read(reading.changes, revision, WATCH_BATCH)
+            if newest < revision or (newest > revision and (not batch or batch[0].revision != revision + 1)):
+                raise Pruned(f"revision {revision} is not in the change log")
+            self._signals.learned(batch)
+            if newest in (revision, *(change.revision for change in batch[-1:])):
+                self._signals.looked = others
+            return batch
 
     # -- the controller's side
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import docker
@@ -19,7 +20,7 @@ from cloudai.settings import Settings
 from cloudai_agent.docker_config import Engine, container_config
 from tests.bench.http import cloudai
 from tests.bench.table import Row, rates
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import Cluster, eventually
 from tests.engines.dockerd import PrivateDocker
 from tests.engines.images import build_busybox
 
@@ -32,9 +33,11 @@ COMMAND = "echo done"
 
 @contextmanager
 def docker_cluster(host: str) -> Iterator[Cluster]:
-    """A CloudAI on this engine whose one worker has room for AT_ONCE containers."""
-    with cloudai("controller", runtime="docker", DOCKER_HOST=host, CLOUDAI_NETWORK="none") as cluster:
-        cluster.agent("worker-1", "--cpu", str(AT_ONCE), "--memory", "64", "--storage", "10")
+    """`cloudai up` on this engine, whose worker has room for AT_ONCE containers."""
+    with cloudai(start=False, runtime="docker", DOCKER_HOST=host, CLOUDAI_NETWORK="none") as cluster:
+        flags = ("--cpu", str(AT_ONCE), "--memory", "64", "--storage", "10")
+        part = cluster.start("up", "up", "--port", str(cluster.port), "--runtime", "docker", *flags)
+        eventually("it is ready", lambda: cluster.answers(part) and cluster.http.get("/readyz").status_code == 200)
         yield cluster
 
 
@@ -44,8 +47,14 @@ def through_cloudai(cluster: Cluster, image: str) -> float:
     began = time.perf_counter()
     tasks = [cluster.submit(image, COMMAND, **limits) for _ in range(COUNT)]
     for task_id in reversed(tasks):  # the last is the first to be waited for, so that little is asked
-        cluster.until(task_id, "completed")
+        eventually("it ends", partial(_completed, cluster, task_id))
     return COUNT / (time.perf_counter() - began)
+
+
+def _completed(cluster: Cluster, task_id: str) -> bool:
+    task = cluster.http.get(f"/api/tasks/{task_id}", params={"wait_seconds": 30}).raise_for_status().json()
+    assert task["status"] not in ("failed", "cancelled"), task
+    return bool(task["status"] == "completed")
 
 
 def bare(host: str, image: str) -> float:

@@ -8,7 +8,6 @@ from pathlib import Path
 import psutil
 
 from cloudai.store.sql import open_store
-from tests.bench.containers import docker_cluster
 from tests.bench.http import cloudai
 from tests.bench.placements import queue
 from tests.bench.table import Row, at_most
@@ -61,10 +60,13 @@ def _ready(cluster: Cluster) -> bool:
 
 
 def _agent() -> Row:
-    with PrivateDocker() as engine, docker_cluster(engine.host) as cluster:
+    with (
+        PrivateDocker() as engine,
+        cloudai("controller", runtime="docker", DOCKER_HOST=engine.host, CLOUDAI_NETWORK="none") as cluster,
+    ):
         image = build_busybox(engine.host)
+        agent = cluster.agent()
         cluster.finished([cluster.submit(image, "seq 1000") for _ in range(TASKS)])
-        agent = next(part for part in cluster.parts if part.name == "worker-1")
         return at_most(f"agent, after {TASKS} containers", _megabytes(agent), 80, "MB", "make bench ARGS=memory")
 
 

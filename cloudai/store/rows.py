@@ -140,7 +140,7 @@ def run(row: Any) -> Run:
         gpus=gpu_shares(row.gpus),
         timeout_seconds=row.timeout_seconds,
         created_at=row.created_at,
-        stop_requested=row.stop_requested,
+        stop_requested=bool(row.stop_requested),
         phase=RunPhase(row.phase),
         started_at=row.started_at,
         finished_at=row.finished_at,

@@ -17,7 +17,7 @@ from cloudai.resources import Run, Task, TaskSpec, TaskStatus, Worker, WorkerSta
 from cloudai.store import commit, reading, rows, submit, upkeep, worker_writes
 from cloudai.store.engine import READERS, normal_url, reading_engine, sqlite_file, translated, writing_engine
 from cloudai.store.migrate import migrate
-from cloudai.store.point import PointReader
+from cloudai.store.near import MOST, NearReader
 from cloudai.store.protocol import (
     Change,
     Committed,
@@ -68,7 +68,7 @@ class SqlStore:
         self._reads: Engine = reading_engine(url)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._writer = Writer(writing_engine(url), file, self._committed)
-        self._point: PointReader | None = None
+        self._near: NearReader | None = None
         self._file = file
         self._points: dict[int, asyncio.Future[Task | None]] = {}
         self._point_reader: asyncio.Task[None] | None = None
@@ -79,14 +79,14 @@ class SqlStore:
         self._loop = asyncio.get_running_loop()
         self.cluster_id = await self._read(reading.cluster_id)
         if self._file:
-            self._point = PointReader(self._file)
+            self._near = NearReader(self._file)
         self._source.start()
 
     async def close(self) -> None:
         self._source.close()
-        if self._point:
-            self._point.close()
-            self._point = None
+        if self._near:
+            self._near.close()
+            self._near = None
         await self._writer.close()
         if self._point_reader:
             await self._point_reader
@@ -99,6 +99,13 @@ class SqlStore:
         return await asyncio.get_running_loop().run_in_executor(
             self._readers, self._query, lambda connection: query(connection, *args, **kwargs)
         )
+
+    def _nearby(self, query: Callable[Concatenate[NearReader, P], T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """The answer of a small query at once; None where the threads have to be asked."""
+        if self._near is not None:
+            with contextlib.suppress(sqlite3.Error):
+                return query(self._near, *args, **kwargs)
+        return None
 
     def _query(self, query: Callable[[Connection], T]) -> T:
         try:
@@ -123,9 +130,9 @@ class SqlStore:
 
     async def get_task(self, task_id: str) -> Task:
         key = rows.task_key(task_id)
-        if self._point is not None:
+        if self._near is not None:
             with contextlib.suppress(sqlite3.Error):
-                if (task := self._point.task(key)) is not None:
+                if (task := self._near.task(key)) is not None:
                     return task
                 raise task_not_found(task_id)
         task = await self._shared_point(key)
@@ -215,7 +222,10 @@ class SqlStore:
             others = self._signals.others
             if known and others == self._signals.looked:
                 return []
-            newest, batch = await self._read(reading.changes, revision, WATCH_BATCH)
+            found = self._nearby(NearReader.changes, revision, MOST)
+            if found is None:
+                found = await self._read(reading.changes, revision, WATCH_BATCH)
+            newest, batch = found
             if newest < revision or (newest > revision and (not batch or batch[0].revision != revision + 1)):
                 raise Pruned(f"revision {revision} is not in the change log")
             self._signals.learned(batch)
@@ -229,11 +239,16 @@ class SqlStore:
         return await self._read(reading.snapshot)
 
     async def get_tasks(self, task_ids: Sequence[str]) -> dict[str, Task]:
-        found = await self._read(reading.tasks_by_key, [rows.task_key(task_id) for task_id in task_ids])
+        keys = [rows.task_key(task_id) for task_id in task_ids]
+        found = self._nearby(NearReader.tasks, keys) if len(keys) <= MOST else None
+        if found is None:
+            found = await self._read(reading.tasks_by_key, keys)
         return {task.task_id: task for task in found.values()}
 
     async def get_runs(self, run_ids: Sequence[str]) -> dict[str, Run]:
-        return await self._read(reading.runs_by_key, [rows.run_key(run_id) for run_id in run_ids])
+        keys = [rows.run_key(run_id) for run_id in run_ids]
+        found = self._nearby(NearReader.runs, keys) if len(keys) <= MOST else None
+        return await self._read(reading.runs_by_key, keys) if found is None else found
 
     async def list_runs(self, task_id: str) -> list[Run]:
         return await self._read(reading.runs_of_task, rows.task_key(task_id))

@@ -69,7 +69,7 @@ class Facade(Starlette):
             await response(scope, receive, send)
         finally:
             seconds = time.perf_counter() - began
-            self.metrics.answered(scope["method"], scope["path_pattern"], response.status_code, seconds)
+            self.metrics.requests.answered(scope["method"], scope["path_pattern"], response.status_code, seconds)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         self.hosts.check(scope)

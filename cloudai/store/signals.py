@@ -105,11 +105,16 @@ async def _wait(waiting: set[asyncio.Future[None]], timeout: float) -> bool:
 
 
 class SqlitePoll:
-    """Asks SQLite for `PRAGMA data_version`, which another connection's commit changes: a look at shared memory."""
+    """Asks SQLite for `PRAGMA data_version`, which another connection's commit changes: a look at shared memory.
 
-    def __init__(self, file: Path, changed: Callable[[int | None], None]) -> None:
+    This process's own commits change it too. The revision tells whose it was, unless one of our own is under way
+    (`committing`): then the next look tells, or the gap that another's commit leaves between two of ours.
+    """
+
+    def __init__(self, file: Path, changed: Callable[[int | None], None], committing: Callable[[], bool]) -> None:
         self._file = file
         self._changed = changed
+        self._committing = committing
         self._connection: sqlite3.Connection | None = None
         self._version: object = None
         self._timer: asyncio.TimerHandle | None = None
@@ -130,8 +135,10 @@ class SqlitePoll:
                 self._connection = sqlite3.connect(f"file:{self._file.absolute()}?mode=ro", uri=True, timeout=0)
             version = self._connection.execute("PRAGMA data_version").fetchone()
             if version != self._version:
-                # This process's own commits change it too: the revision tells whose it was.
-                self._changed(self._connection.execute(REVISION).fetchone()[0])
+                if self._committing():
+                    version = self._version
+                else:
+                    self._changed(self._connection.execute(REVISION).fetchone()[0])
         except sqlite3.Error:
             version = None  # the repair pass of every waiter covers what is missed
         self._version = version

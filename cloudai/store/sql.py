@@ -72,7 +72,7 @@ class SqlStore:
         self._file = file
         self._points: dict[int, asyncio.Future[Task | None]] = {}
         self._point_reader: asyncio.Task[None] | None = None
-        self._source = _source(url, self._signals.foreign)
+        self._source = _source(url, self._signals.foreign, lambda: self._writer.committing)
         self.cluster_id = ""
 
     async def start(self) -> None:
@@ -305,10 +305,10 @@ class SqlStore:
         await self._writer.write(upkeep.touch, self._now())
 
 
-def _source(url: str, changed: Callable[..., None]) -> Source:
+def _source(url: str, changed: Callable[..., None], committing: Callable[[], bool]) -> Source:
     file = sqlite_file(url)
     if file is not None:
-        return SqlitePoll(file, changed)
+        return SqlitePoll(file, changed, committing)
     from cloudai.store.listen import PostgresListener  # its library comes with the extra `postgres` only
 
     return PostgresListener(url, changed)

@@ -52,7 +52,7 @@ class Writer:
         self._committed = committed
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Operation] = []
-        self._committing = False
+        self.committing = False
         self._company = 1  # operations that were under way when the last commit ended
         self._late: asyncio.TimerHandle | None = None
         self._closed: asyncio.Event | None = None
@@ -66,7 +66,7 @@ class Writer:
             raise unavailable("the store is closed")
         future: asyncio.Future[R] = self._loop.create_future()
         self._waiting.append(_Operation(apply, payload, future))
-        if not self._committing:
+        if not self.committing:
             self._begin_with_company()
         return await future
 
@@ -74,7 +74,7 @@ class Writer:
         """Commit what waits and end the thread."""
         if self._closed is None:
             self._closed = asyncio.Event()
-            if not self._committing:
+            if not self.committing:
                 self._begin()
             await self._closed.wait()
             await asyncio.to_thread(self._thread.join)
@@ -97,7 +97,7 @@ class Writer:
             self._late.cancel()
             self._late = None
         if self._waiting:
-            self._committing = True
+            self.committing = True
             self._batches.put(self._waiting[:MAX_BATCH])
             del self._waiting[:MAX_BATCH]
         elif self._closed:
@@ -105,7 +105,7 @@ class Writer:
             self._closed.set()
 
     def _answer(self, batch: list[_Operation], outcomes: list[Any]) -> None:
-        self._committing = False
+        self.committing = False
         self._company = min(MAX_BATCH, len(batch) + len(self._waiting))
         for operation, outcome in zip(batch, outcomes, strict=True):
             if operation.future.done():

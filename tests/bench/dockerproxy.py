@@ -25,6 +25,7 @@ class DockerProxy:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self.host = f"unix://{self._path}"
         self.creates: list[float] = []
+        self._serving: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> DockerProxy:
         self._thread.start()
@@ -44,13 +45,21 @@ class DockerProxy:
         self._ready.set()
         await self._ended.wait()
         server.close()
+        for serving in self._serving:
+            serving.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving = asyncio.current_task()
+        assert serving is not None
+        self._serving.add(serving)
         up_reader, up_writer = await asyncio.open_unix_connection(self._engine)
-        with contextlib.suppress(asyncio.CancelledError):  # at the end, with the loop
+        try:
             await asyncio.gather(self._pass(reader, up_writer, watch=True), self._pass(up_reader, writer))
-        writer.close()
-        up_writer.close()
+        finally:
+            self._serving.discard(serving)
+            writer.close()
+            up_writer.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, watch: bool = False) -> None:
         with contextlib.suppress(ConnectionError):

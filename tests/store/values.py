@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import replace
 
+import pytest
+
+from cloudai.errors import CloudAIError, Code
 from cloudai.resources import GIB, GpuShare, Resources, Run, RunPhase, Task, TaskSpec, TaskStatus, Worker
 from cloudai.store.protocol import RunReport, Store
 
@@ -73,3 +77,10 @@ def report(run: Run, phase: RunPhase, **news: int | str) -> RunReport:
         phase=phase,
         **news,  # type: ignore[arg-type]
     )
+
+
+async def refused(code: Code, work: Awaitable[object]) -> CloudAIError:
+    with pytest.raises(CloudAIError) as caught:
+        await work
+    assert caught.value.code is code
+    return caught.value

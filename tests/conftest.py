@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.engines import missing
 from tests.engines.dockerd import PrivateDocker, answers
 from tests.engines.images import build_busybox
+from tests.engines.postgres import Postgres
 from tests.engines.registry import running_registry
 
 
@@ -34,3 +38,22 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address, 127.0.0.1:PORT, of an empty registry that takes pushes."""
     with running_registry(tmp_path_factory.mktemp("registry")) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server without databases."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    if os.geteuid() != 0:
+        missing("the right to mount a small file system", "run the tests as root")
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)

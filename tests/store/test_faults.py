@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from cloudai.resources import TaskStatus
 from cloudai.store import engine
 from cloudai.store.protocol import Store, TaskQuery
 from cloudai.store.sql import open_store
-from tests.engines import missing
 from tests.engines.postgres import Postgres
 from tests.store.values import SPEC, placed
 
@@ -60,18 +58,6 @@ async def consistent(store: Store) -> int:
     page = await store.list_tasks(TaskQuery(limit=1000))
     assert sum((await store.totals()).values()) == page.total
     return page.total
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
-    if os.geteuid() != 0:
-        missing("the right to mount a small file system", "run the tests as root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=True)
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
 
 
 async def test_a_full_disk_refuses_and_recovers(small_disk: Path) -> None:

@@ -5,6 +5,7 @@ holds, and why it ended what it ended.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from cloudai_agent.lease import Lease
 from cloudai_agent.reconcile import Cause
+
+log = logging.getLogger("cloudai.agent")
 
 
 @dataclass(slots=True)
@@ -26,7 +29,14 @@ class Memory:
     causes: dict[str, Cause] = field(default_factory=dict)
 
     def save(self) -> None:
-        """Replace the file as a whole, so that a crash leaves the old one or the new one."""
+        """Write what changed. Where the disk is full the agent goes on with the older file: its lease only ends sooner."""
+        try:
+            self.write()
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.path, error)
+
+    def write(self) -> None:
+        """Replace the file as a whole, so that a crash leaves the old one or the new one. Raises OSError."""
         value = asdict(self) | {"boot": _boot()}
         del value["path"]
         fresh = self.path.with_suffix(".new")
@@ -40,7 +50,7 @@ def recall(directory: Path, worker_id: str) -> Memory:
     directory.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         memory = Memory(path, secrets.token_hex(16))
-        memory.save()
+        memory.write()
         return memory
     try:
         value = json.loads(path.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,14 @@ def test_a_broken_memory_is_named(tmp_path: Path) -> None:
     (tmp_path / "agent-worker-1.json").write_text("{")
     with pytest.raises(ValueError, match="agent-worker-1"):
         recall(tmp_path, "worker-1")
+
+
+def test_a_full_disk_leaves_the_older_memory(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    memory = recall(small_disk, "worker-1")
+    with (small_disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while ballast.write(b"x" * 4096):
+            pass
+    memory.lease.renew(1000)
+    memory.save()
+    assert "cannot be written" in caplog.text
+    assert recall(small_disk, "worker-1").lease == Lease()

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "CLOUDAI_"
 _TEST_PREFIX = "CLOUDAI_TEST_"  # variables of the test suite
+_TOLD = {"CLOUDAI_TASK_ID", "CLOUDAI_ATTEMPT"}  # what a task is told, in which a command may run
 
 
 class SettingsError(Exception):
@@ -202,7 +203,7 @@ def _sentence(wrong: ErrorDetails, flags: Mapping[str, Any]) -> str:
 def refuse_unknown(environ: Mapping[str, str]) -> None:
     """Raises SettingsError for a CLOUDAI_ variable that is no setting, with the nearest name that is one."""
     names = list(Settings.model_fields)
-    known = {variable(name) for name in names}
+    known = {variable(name) for name in names} | _TOLD
     for given in sorted(environ):
         if not given.startswith(PREFIX) or given in known or given.startswith(_TEST_PREFIX):
             continue

@@ -62,6 +62,15 @@ def test_a_bad_flag_of_a_server_part_is_wrong_usage_in_a_sentence() -> None:
     assert "--port must be less than or equal to 65535, not '70000'" in result.output
 
 
+def test_an_unknown_variable_stops_a_client() -> None:
+    result = cloudai("ps", CLOUDAI_SERVR=NOWHERE)
+    assert (result.exit_code, "did you mean CLOUDAI_SERVER?" in result.output) == (2, True)
+
+
+def test_a_client_may_run_inside_a_task() -> None:
+    assert cloudai("ps", CLOUDAI_SERVER=NOWHERE, CLOUDAI_TASK_ID="task-1", CLOUDAI_ATTEMPT="1").exit_code == 3
+
+
 def test_an_unknown_variable_stops_a_server_part() -> None:
     result = cloudai("controller", CLOUDAI_PROT="1")
     assert result.exit_code == 2

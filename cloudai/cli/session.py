@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -45,6 +46,17 @@ json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON as 
 Command = Callable[..., Awaitable[int | None]]
 
 
+def _refuse_unknown() -> None:
+    """A misspelled variable must not be passed over in silence."""
+    if any(name.startswith("CLOUDAI_") and name != "CLOUDAI_SERVER" for name in os.environ):
+        from cloudai.settings import SettingsError, refuse_unknown  # takes time that most calls need not spend
+
+        try:
+            refuse_unknown(os.environ)
+        except SettingsError as error:
+            raise click.UsageError(str(error)) from None
+
+
 def client_command(body: Command) -> Callable[..., None]:
     """Give a command `--server`, a Session as its first argument, and an exit status (what the body returns; None is 0)."""
 
@@ -57,6 +69,7 @@ def client_command(body: Command) -> Callable[..., None]:
     )
     @functools.wraps(body)
     def command(server: str, as_json: bool = False, **arguments: Any) -> None:
+        _refuse_unknown()
         if not server.startswith(("http://", "https://")):
             raise click.UsageError(f"--server must be a URL such as http://master-node:8080, not {server!r}")
         try:

@@ -71,9 +71,16 @@ class ProcessRuntime:
     def container(self, run_id: str) -> Container | None:
         home = self._ours / run_id
         try:
-            run = json.loads((home / "run.json").read_bytes())
+            container = self._seen(run_id, home)
         except FileNotFoundError:
+            if (home / "run.json").exists():
+                raise
             return None
+        # A removal takes the directory away first: what was read of it meanwhile counts for nothing.
+        return container if home.exists() else None
+
+    def _seen(self, run_id: str, home: Path) -> Container:
+        run = json.loads((home / "run.json").read_bytes())
         shim = Shim.of(home)
         state = ContainerState.CREATED
         exit_code = finished_at = error = None

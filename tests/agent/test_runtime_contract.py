@@ -227,3 +227,22 @@ def test_a_machine_has_something_to_offer(runtime: Runtime) -> None:
     assert capacity.cpu >= 1000
     assert capacity.memory > 100 * MIB
     assert capacity.storage > 0
+
+
+def test_a_list_made_during_removals_has_each_whole_or_not_at_all(bench: Bench, runtime: Runtime) -> None:
+    runs = [bench.run("true") for _ in range(8)]
+    for run in runs:
+        finished(runtime, run)
+
+    def remove() -> None:
+        for run in runs:
+            runtime.remove(run.run_id)
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    seen = []
+    while remover.is_alive():
+        seen += runtime.containers()
+    remover.join()
+    assert {(each.state, each.exit_code) for each in seen} <= {(ContainerState.EXITED, 0)}
+    assert runtime.containers() == []

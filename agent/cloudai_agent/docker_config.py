@@ -74,6 +74,7 @@ def container_config(
             command,
             entrypoint=entrypoint,
             environment=environment,
+            hostname=run.run_id,
             labels={**labels, TASK: run.task_id, ATTEMPT: str(run.attempt)},
             host_config=_host_config(api, run, settings, engine),
         )

@@ -23,16 +23,14 @@ class Crew:
         self._now = 0
         self._workers: Sequence[WorkerState] = ()
         self._known: dict[Resources, Waiting] = {}
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
 
     async def why(self, task: Task) -> Waiting | None:
         """Why a queued task waits; None for any other."""
         if task.status is not TaskStatus.QUEUED:
             return None
-        if self._stale():
-            async with self._reading:  # those who ask meanwhile wait for the same answer
-                if self._stale():
-                    await self._read()
+        if time.monotonic() - self._read_at > FRESH:
+            await self._fresh()
         if task.message:
             return explain(task, self._workers, self._now, self._heartbeat_ms)
         wish = task.spec.resources
@@ -40,8 +38,17 @@ class Crew:
             known = self._known[wish] = explain_wish(wish, self._workers, self._now, self._heartbeat_ms)
         return known
 
-    def _stale(self) -> bool:
-        return time.monotonic() - self._read_at > FRESH
+    async def _fresh(self) -> None:
+        """Those who ask while the workers are read wait for the same answer, or the same error."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._read())
+            self._reading.add_done_callback(self._done)
+        await asyncio.shield(self._reading)
+
+    def _done(self, reading: asyncio.Task[None]) -> None:
+        self._reading = None
+        if not reading.cancelled():
+            reading.exception()  # each asker raises it; where all have left nobody needs to hear of it
 
     async def _read(self) -> None:
         workers = await self._store.list_workers()

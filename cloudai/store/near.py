@@ -78,7 +78,7 @@ class NearReader:
     def _end(self) -> None:
         if self._reading:
             self._reading = False
-            with contextlib.suppress(sqlite3.ProgrammingError):  # closed
+            with contextlib.suppress(sqlite3.Error):  # closed, or the disk fails: the next BEGIN tells
                 self._connection.execute("ROLLBACK")
 
     def close(self) -> None:

@@ -44,6 +44,13 @@ def refusal(runtime: Runtime, run: Run) -> RunRefused:
     return refused.value
 
 
+@pytest.mark.parametrize("network", ["none", "host"])
+def test_a_container_is_called_like_its_run(on_docker: Bench, network: str) -> None:
+    run = on_docker.run("hostname")
+    _, text = finished(on_docker.open(network=network), run)
+    assert text.decode() == f"{run.run_id}\n"
+
+
 def test_requests_are_limits(on_docker: Bench, runtime: Runtime, engine: docker.DockerClient) -> None:
     run = on_docker.run("true", cpu=250, memory=100 * MIB)
     runtime.create(run)

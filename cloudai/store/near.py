@@ -23,6 +23,7 @@ _REVISION = "SELECT value FROM counters WHERE name = 'revision'"
 _CHANGES = "SELECT revision, kind, key, event FROM changes WHERE revision > ? ORDER BY revision LIMIT ?"
 MOST = 64  # objects; more are read by a thread
 REMEMBERED = 1_000  # tasks
+LONG = 4096  # bytes of a command; a task with a longer one is not remembered
 
 
 class NearReader:
@@ -46,10 +47,12 @@ class NearReader:
             return None
         task = self._known.get(key)
         if task is None or task.version != row[0]:
-            row = self._connection.execute(_TASK, (key,)).fetchone()
+            row = _TaskRow._make(self._connection.execute(_TASK, (key,)).fetchone())
+            task = rows.task(row)
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
-            task = self._known[key] = rows.task(_TaskRow._make(row))
+            if len(row.command or "") <= LONG:
+                self._known[key] = task
         return task
 
     def tasks(self, keys: Collection[int]) -> dict[int, Task]:

@@ -47,11 +47,11 @@ class NearReader:
             return None
         task = self._known.get(key)
         if task is None or task.version != row[0]:
-            row = _TaskRow._make(self._connection.execute(_TASK, (key,)).fetchone())
-            task = rows.task(row)
+            found = _TaskRow._make(self._connection.execute(_TASK, (key,)).fetchone())
+            task = rows.task(found)
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
-            if len(row.command or "") <= LONG:
+            if len(found.command or "") <= LONG:
                 self._known[key] = task
         return task
 

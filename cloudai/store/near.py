@@ -8,6 +8,7 @@ import sqlite3
 from collections import namedtuple
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from cloudai.resources import Run, Task
 from cloudai.store import rows
@@ -47,7 +48,7 @@ class NearReader:
             return None
         task = self._known.get(key)
         if task is None or task.version != row[0]:
-            found = _TaskRow._make(self._connection.execute(_TASK, (key,)).fetchone())
+            found: Any = _TaskRow._make(self._connection.execute(_TASK, (key,)).fetchone())
             task = rows.task(found)
             if len(self._known) >= REMEMBERED:
                 self._known.clear()

@@ -102,22 +102,29 @@ class Link:
             raise _refusal(error) from None
         except InvalidURI as error:
             raise ValueError(f"--server: {error}") from None
-        async with connection:
-            register, sent_at = self._listener.register()
-            await connection.send(encode(register))
-            async with asyncio.timeout(ANSWER_SECONDS):
-                terms = from_server.validate_json(await connection.recv())
-            if isinstance(terms, Refused):
-                raise _Refusal(terms.message)
-            if not isinstance(terms, Registered):
-                raise ValueError("the server did not answer the registration")
-            self._out, self._joined = _Outbox(), True
-            try:
-                self._listener.registered(terms, sent_at)
-                await self._talk(connection, terms.heartbeat_seconds)
-            finally:
-                self._out = None
-                self._listener.disconnected()
+        try:
+            async with connection:
+                await self._serve(connection)
+        finally:
+            # Ended while it waits for the other side's goodbye, the connection would stay open.
+            connection.transport.abort()
+
+    async def _serve(self, connection: ClientConnection) -> None:
+        register, sent_at = self._listener.register()
+        await connection.send(encode(register))
+        async with asyncio.timeout(ANSWER_SECONDS):
+            terms = from_server.validate_json(await connection.recv())
+        if isinstance(terms, Refused):
+            raise _Refusal(terms.message)
+        if not isinstance(terms, Registered):
+            raise ValueError("the server did not answer the registration")
+        self._out, self._joined = _Outbox(), True
+        try:
+            self._listener.registered(terms, sent_at)
+            await self._talk(connection, terms.heartbeat_seconds)
+        finally:
+            self._out = None
+            self._listener.disconnected()
 
     async def _talk(self, connection: ClientConnection, heartbeat_seconds: float) -> None:
         assert self._out is not None

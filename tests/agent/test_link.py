@@ -50,5 +50,7 @@ async def test_a_link_that_is_ended_while_it_says_goodbye_leaves_no_socket_open(
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
-            open_still = [one.raddr.port for one in psutil.Process().net_connections("tcp") if one.raddr and one.fd != -1]
+            open_still = [
+                one.raddr.port for one in psutil.Process().net_connections("tcp") if one.raddr and one.fd != -1
+            ]
             assert network.port not in open_still

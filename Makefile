@@ -1,11 +1,11 @@
 # Everything runs from `.venv`, which `make setup` makes from the lock file.
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo test check format bench lock docs clean
+.PHONY: help setup up demo test check format cluster cluster-down bench lock docs clean
 PYTHON ?= python3
 BIN := .venv/bin
 
 help:  ## show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed  ## make .venv with everything for users and developers
 
@@ -36,6 +36,13 @@ format: setup  ## format the code and mend what the linter can
 
 docs: setup  ## write the generated documents anew
 	@$(BIN)/python scripts/docs.py
+
+cluster: setup  ## start a Kubernetes to try things on (the first time it is built, about ten minutes)
+	@scripts/provision
+	@$(BIN)/python -m tests.cluster up
+
+cluster-down: setup  ## end the Kubernetes that `make cluster` started
+	@$(BIN)/python -m tests.cluster down
 
 bench: setup  ## measure, side by side in one run
 	@$(BIN)/python -m tests.bench $(ARGS)

@@ -103,6 +103,13 @@ class Reason(StrEnum):
     WAITING_FOR_CAPACITY = "WaitingForCapacity"
     TOO_LARGE = "TooLargeForEveryWorker"
     NO_WORKERS = "NoWorkers"
+    # On Kubernetes only
+    EVICTED = "Evicted"
+    PREEMPTED = "Preempted"
+    POD_REFUSED = "PodRefused"
+    UNSCHEDULABLE = "Unschedulable"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    WAITING_FOR_ADMISSION = "WaitingForAdmission"
 
 
 REASON_MEANING: Mapping[Reason, str] = {
@@ -122,6 +129,12 @@ REASON_MEANING: Mapping[Reason, str] = {
     Reason.WAITING_FOR_CAPACITY: "Waits: every worker that could hold it is busy; the message says what is short.",
     Reason.TOO_LARGE: "Waits: it asks for more than any worker has.",
     Reason.NO_WORKERS: "Waits: no worker is active.",
+    Reason.EVICTED: "Kubernetes: its node ended it, for want of resources, a drain or a shutdown.",
+    Reason.PREEMPTED: "Kubernetes: the scheduler ended it to make room for a Pod of higher priority.",
+    Reason.POD_REFUSED: "Kubernetes: the cluster does not admit a Pod like this; the message has its words.",
+    Reason.UNSCHEDULABLE: "Kubernetes, waits: no node can take it; the message has the scheduler's words.",
+    Reason.QUOTA_EXCEEDED: "Kubernetes, waits: the namespace's quota is used up.",
+    Reason.WAITING_FOR_ADMISSION: "Kubernetes, waits: a queue or the namespace does not let its Pod start yet.",
 }
 
 

@@ -40,8 +40,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", env_ignore_empty=True)
 
-    host: str = _setting("127.0.0.1", "Address the API listens on.", "api")
-    port: int = _setting(8080, "Port the API listens on; 0 takes a free one.", "api", ge=0, le=65535)
+    host: str = _setting(
+        "127.0.0.1", "Address the API listens on; of the operator, its probes and metrics.", "api", "operator"
+    )
+    port: int = _setting(8080, "Port the API listens on; 0 takes a free one.", "api", "operator", ge=0, le=65535)
     data_dir: Path = _setting(
         Path("./cloudai-data"), "Where the embedded database and local state live.", "api", "controller", "agent"
     )
@@ -54,10 +56,30 @@ class Settings(BaseSettings):
         form="sqlite:///PATH or postgresql://USER@HOST/NAME",
     )
     log_format: Literal["text", "json"] = _setting(
-        "text", "Readable lines or one JSON object a line.", "api", "controller", "agent"
+        "text", "Readable lines or one JSON object a line.", "api", "controller", "agent", "operator"
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", "Least severe messages shown.", "api", "controller", "agent"
+        "info", "Least severe messages shown.", "api", "controller", "agent", "operator"
+    )
+
+    # Kubernetes
+    store: Literal["sql", "kubernetes"] = _setting(
+        "sql", "Where tasks are kept: in the database, or as resources of a Kubernetes cluster.", "api"
+    )
+    namespace: str = _setting(
+        "cloudai-tasks",
+        "Kubernetes namespace of the tasks and their pods.",
+        "api",
+        "operator",
+        pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$",
+        form="the name of a namespace",
+    )
+    kubeconfig: Path | None = _setting(
+        None, "Kubeconfig file; default is the service account in a cluster, else KUBECONFIG.", "api", "operator"
+    )
+    gpu_resource: str = _setting("nvidia.com/gpu", "Kubernetes resource that a GPU is.", "api", "operator")
+    image_grace_seconds: Seconds = _setting(
+        60.0, "How long Kubernetes may fail to fetch a task's image before the task fails.", "operator"
     )
 
     # Leases: the API hands them to the agents, the controller judges by them.
@@ -76,6 +98,7 @@ class Settings(BaseSettings):
         "Time between TERM and KILL when a container is stopped.",
         "api",
         "controller",
+        "operator",
         ge=0,
         le=3600,
         allow_inf_nan=False,
@@ -104,7 +127,7 @@ class Settings(BaseSettings):
 
     # Retention
     task_retention_seconds: float = _setting(
-        30 * 86400.0, "How long finished tasks are kept; inf for ever.", "controller", gt=0
+        30 * 86400.0, "How long finished tasks are kept; inf for ever.", "controller", "operator", gt=0
     )
     log_retention_seconds: float = _setting(
         7 * 86400.0, "How long logs of finished tasks are kept; inf as long as the task.", "controller", gt=0

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from cloudai.cli import COMMANDS, main
 from cloudai.cli.options import setting_flags
+from cloudai.cli.serve import KUBERNETES
 from cloudai.settings import Settings, flag, parts, variable
 
 SERVER_LIBRARIES = {"sqlalchemy", "sqlmodel", "starlette", "uvicorn", "alembic", "cloudai.api", "cloudai.store.sql"}
@@ -40,14 +41,17 @@ def test_an_unknown_command_is_wrong_usage() -> None:
     assert cloudai("run").exit_code == 2
 
 
-def test_every_setting_is_a_flag_of_up_but_those_that_join_another_server() -> None:
+def test_every_setting_is_a_flag_of_up_but_those_that_concern_other_machines() -> None:
     text = cloudai("up", "--help").output
-    for name in set(Settings.model_fields) - {"server", "token_file"}:
+    elsewhere = {"server", "token_file", *KUBERNETES}
+    for name in Settings.model_fields:
+        if name in elsewhere or parts(name) == {"operator"}:
+            continue
         assert flag(name) in text
         assert variable(name) in text
 
 
-@pytest.mark.parametrize("part", ["api", "controller", "agent"])
+@pytest.mark.parametrize("part", ["api", "controller", "agent", "operator"])
 def test_a_part_takes_the_flags_of_its_settings_only(part: str) -> None:
     text = cloudai(part, "--help").output
     for name in Settings.model_fields:

@@ -102,7 +102,7 @@ def test_none_keeps_the_capabilities_of_docker() -> None:
 
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_every_setting_belongs_to_a_part_and_is_described(name: str) -> None:
-    assert parts(name) <= {"api", "controller", "agent"}
+    assert parts(name) <= {"api", "controller", "agent", "operator"}
     assert parts(name)
     assert (Settings.model_fields[name].description or "").endswith(".")
     assert flag(name).startswith("--")

@@ -32,7 +32,7 @@ from cloudai.api.workers import Workers
 from cloudai.errors import CloudAIError, Code
 from cloudai.metrics import Metrics
 from cloudai.settings import Settings
-from cloudai.store.protocol import Store
+from cloudai.store.protocol import FacadeStore
 from cloudai.wire import PATH
 
 logger = logging.getLogger(__name__)
@@ -80,19 +80,21 @@ class Facade(Starlette):
         return await path.handler(scope["method"])(Request(scope, receive))
 
 
-def create_app(store: Store, settings: Settings) -> Starlette:
+def create_app(store: FacadeStore, settings: Settings) -> Starlette:
     """The ASGI application over `store`. Raises SettingsError for settings that cannot work."""
     metrics = Metrics()
     clients = Clients(settings.trusted_proxies)
     hosts = HostCheck(settings)
     changes = Changes(store)
     limits = RateLimit(settings, clients) if settings.rate_limit_enabled else None
-    hub = AgentHub(store, settings)
+    hub = AgentHub(store.agents, settings) if store.agents is not None else None
     telemetry = Telemetry(store, settings, changes, clients, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        beside = [asyncio.ensure_future(hub.run()), asyncio.ensure_future(changes.run())]
+        beside = [asyncio.ensure_future(changes.run())]
+        if hub is not None:
+            beside.append(asyncio.ensure_future(hub.run()))
         try:
             yield
         finally:
@@ -103,7 +105,9 @@ def create_app(store: Store, settings: Settings) -> Starlette:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
 
-    sockets = [("/ws/telemetry", telemetry.connect), (PATH, hub.connect)]
+    sockets = [("/ws/telemetry", telemetry.connect)]
+    if hub is not None:
+        sockets.append((PATH, hub.connect))
     app = Facade(
         routes=[WebSocketRoute(path, _guarded(hosts, connect)) for path, connect in sockets], lifespan=lifespan
     )
@@ -114,7 +118,7 @@ def create_app(store: Store, settings: Settings) -> Starlette:
     return app
 
 
-def _paths(store: Store, settings: Settings, changes: Changes, metrics: Metrics) -> Paths:
+def _paths(store: FacadeStore, settings: Settings, changes: Changes, metrics: Metrics) -> Paths:
     """Every path and its handlers; of those with a variable part, the busiest first."""
     tasks = Tasks(store, Crew(store, settings.heartbeat_ms), changes, settings.max_body_bytes)
     workers = Workers(store, settings.heartbeat_ms)

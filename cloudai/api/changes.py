@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from cloudai.errors import CloudAIError
-from cloudai.store.protocol import Change, Kind, Pruned, Store
+from cloudai.store.protocol import Change, FacadeStore, Kind, Pruned
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ PAUSE = 1.0  # seconds between tries while the store cannot be followed
 class Changes:
     """`run()` follows the store; everything else only listens."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: FacadeStore) -> None:
         self._store = store
         self._listeners: set[Listener] = set()
         self._awaited: defaultdict[str, set[asyncio.Event]] = defaultdict(set)

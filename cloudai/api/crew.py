@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from cloudai.api.explain import Waiting, explain, explain_wish
 from cloudai.resources import Resources, Task, TaskStatus, WorkerState
-from cloudai.store.protocol import Store
+from cloudai.store.protocol import FacadeStore
 
 FRESH = 0.25  # seconds
 
@@ -16,7 +16,7 @@ FRESH = 0.25  # seconds
 class Crew:
     """Explains queued tasks from workers read at most FRESH seconds ago."""
 
-    def __init__(self, store: Store, heartbeat_ms: int) -> None:
+    def __init__(self, store: FacadeStore, heartbeat_ms: int) -> None:
         self._store = store
         self._heartbeat_ms = heartbeat_ms
         self._read_at = float("-inf")
@@ -26,8 +26,8 @@ class Crew:
         self._reading: asyncio.Task[None] | None = None
 
     async def why(self, task: Task) -> Waiting | None:
-        """Why a queued task waits; None for any other."""
-        if task.status is not TaskStatus.QUEUED:
+        """Why a queued task waits; None for any other, and where the store itself says why."""
+        if task.status is not TaskStatus.QUEUED or self._store.agents is None:
             return None
         if time.monotonic() - self._read_at > FRESH:
             await self._fresh()

@@ -11,7 +11,7 @@ from cloudai.api.routing import Request
 from cloudai.api.workers import now_ms
 from cloudai.errors import CloudAIError
 from cloudai.metrics import Metrics
-from cloudai.store.protocol import Lease, Store
+from cloudai.store.protocol import FacadeStore, Lease
 
 FRESH = 1.0  # seconds a verdict is kept, so that probing costs no more than that
 SILENT = 10.0  # seconds without a renewal after which nobody leads
@@ -19,7 +19,7 @@ LEASE = "controller"
 
 
 class Health:
-    def __init__(self, store: Store, metrics: Metrics, heartbeat_ms: int) -> None:
+    def __init__(self, store: FacadeStore, metrics: Metrics, heartbeat_ms: int) -> None:
         self._store = store
         self._metrics = metrics
         self._heartbeat_ms = heartbeat_ms

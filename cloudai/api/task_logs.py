@@ -18,14 +18,14 @@ from cloudai.api.models import LogQuery
 from cloudai.api.routing import Request
 from cloudai.api.tasks import REPAIR, task_id_of
 from cloudai.resources import Task
-from cloudai.store.protocol import LogSlice, Store
+from cloudai.store.protocol import FacadeStore, LogSlice
 
 PIECE = 256 * 1024  # bytes read and sent at once
 QUIET = 15.0  # seconds of one wait for more
 
 
 class TaskLogs:
-    def __init__(self, store: Store, changes: Changes) -> None:
+    def __init__(self, store: FacadeStore, changes: Changes) -> None:
         self._store = store
         self._changes = changes
 

@@ -18,11 +18,10 @@ from cloudai.api.models import ListQuery, NoQuery, TaskGetQuery, TaskRequest
 from cloudai.api.routing import Request
 from cloudai.errors import invalid, task_not_found
 from cloudai.resources import Resources, Task, TaskSpec, TaskStatus
-from cloudai.store.protocol import Idempotency, Store, TaskQuery
+from cloudai.store.protocol import FacadeStore, Idempotency, TaskQuery
 
 REPAIR = 5.0  # seconds after which a held-back answer reads its task again, should a wake-up have been lost
-_TASK_ID = re.compile(r"task-(0|[1-9][0-9]{0,18})", re.ASCII).fullmatch
-_LARGEST_ID = f"task-{2**63 - 1}"
+_TASK_ID = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII).fullmatch
 _KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 
 
@@ -42,9 +41,9 @@ def spec_of(wish: TaskRequest) -> TaskSpec:
 
 
 def task_id_of(request: Request) -> str:
-    """The id in the path. Raises TASK_NOT_FOUND for what cannot be one, so that the store only sees proper ids."""
+    """The id in the path: `task-<number>`, or the name of a task applied to Kubernetes. Raises TASK_NOT_FOUND."""
     task_id = request.params["task_id"]
-    if not _TASK_ID(task_id) or (len(task_id) == len(_LARGEST_ID) and task_id > _LARGEST_ID):
+    if not _TASK_ID(task_id):
         raise task_not_found(validation.shown(task_id))
     return task_id
 
@@ -52,7 +51,7 @@ def task_id_of(request: Request) -> str:
 class Tasks:
     """The handlers of `/api/tasks` and below, except logs."""
 
-    def __init__(self, store: Store, crew: Crew, changes: Changes, max_body: int) -> None:
+    def __init__(self, store: FacadeStore, crew: Crew, changes: Changes, max_body: int) -> None:
         self._store = store
         self._crew = crew
         self._changes = changes

@@ -26,7 +26,7 @@ from cloudai.errors import CloudAIError, Code
 from cloudai.metrics import Metrics
 from cloudai.resources import Task, TaskStatus, WorkerState
 from cloudai.settings import Settings
-from cloudai.store.protocol import Change, Kind, Store, TaskQuery
+from cloudai.store.protocol import Change, FacadeStore, Kind, TaskQuery
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,9 @@ class _Client:
 
 
 class Telemetry:
-    def __init__(self, store: Store, settings: Settings, changes: Changes, clients: Clients, metrics: Metrics) -> None:
+    def __init__(
+        self, store: FacadeStore, settings: Settings, changes: Changes, clients: Clients, metrics: Metrics
+    ) -> None:
         self._store = store
         self._settings = settings
         self._changes = changes

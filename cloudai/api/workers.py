@@ -12,7 +12,7 @@ from cloudai.api.answers import Json
 from cloudai.api.models import NoQuery
 from cloudai.api.routing import Request
 from cloudai.errors import CloudAIError, Code
-from cloudai.store.protocol import Store
+from cloudai.store.protocol import FacadeStore
 
 _WORKER_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
@@ -24,7 +24,7 @@ def now_ms() -> int:
 class Workers:
     """The handlers of `/api/workers` and `/api/cluster/status`."""
 
-    def __init__(self, store: Store, heartbeat_ms: int) -> None:
+    def __init__(self, store: FacadeStore, heartbeat_ms: int) -> None:
         self._store = store
         self._heartbeat_ms = heartbeat_ms
 

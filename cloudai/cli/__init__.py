@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, str] = {
     "api": "cloudai.cli.serve:api",
     "controller": "cloudai.cli.serve:controller",
     "agent": "cloudai.cli.serve:agent",
+    "operator": "cloudai.cli.serve:operator",
     "submit": "cloudai.cli.submit:submit",
     "ps": "cloudai.cli.tasks:ps",
     "get": "cloudai.cli.tasks:get",

@@ -15,9 +15,11 @@ from cloudai.cli.parts import run_until_signal
 from cloudai.cli.place import StartRefused, read_token
 from cloudai.settings import Settings
 
+KUBERNETES = ("store", "namespace", "kubeconfig", "gpu_resource")  # settings that `up` has no use for
+
 
 @click.command()
-@setting_flags("api", "controller", "agent", without=frozenset({"server", "token_file"}))
+@setting_flags("api", "controller", "agent", without=frozenset({"server", "token_file", *KUBERNETES}))
 @click.option("--no-agent", is_flag=True, help="Run no tasks on this machine; agents join from elsewhere.")
 def up(no_agent: bool, **flags: Any) -> None:
     """Run the API, the controller and a worker on this machine, in the foreground."""
@@ -45,6 +47,16 @@ def controller(**flags: Any) -> None:
     from cloudai.cli.serving import run_controller
 
     run_controller(settings)
+
+
+@click.command()
+@setting_flags("operator")
+def operator(**flags: Any) -> None:
+    """Run CloudAI's operator: it makes the tasks of a Kubernetes namespace into pods; of several, one leads."""
+    settings = _prepared(flags)
+    from cloudai.cli.operating import run_operator
+
+    run_operator(settings)
 
 
 @click.command()

@@ -15,9 +15,9 @@ import uvicorn
 from cloudai.api.app import create_app
 from cloudai.cli.parts import Part, announcement, run_until_signal, together
 from cloudai.cli.place import StartRefused, listen, url_of
-from cloudai.cli.stores import opened_store, shown
+from cloudai.cli.stores import opened_facade_store, opened_store, place_of, shown
 from cloudai.settings import Settings, SettingsError
-from cloudai.store.protocol import Store
+from cloudai.store.protocol import FacadeStore, Store
 from cloudai.wire import MAX_FRAME
 from cloudai_controller.loop import Controller
 
@@ -29,8 +29,8 @@ def run_api(settings: Settings) -> None:
 
         async def body(stop: asyncio.Event) -> None:
             listening = asyncio.Event()
-            text = f"The API listens on {url_of(listener, settings.host)}, store {shown(settings.url)}"
-            async with opened_store(settings) as store:
+            text = f"The API listens on {url_of(listener, settings.host)}, store {place_of(settings)}"
+            async with opened_facade_store(settings) as store:
                 api = api_part(store, settings, listener, listening)
                 await together([api, announcement(listening, text)], stop)
 
@@ -62,7 +62,7 @@ class _Server(uvicorn.Server):
         self._listening.set()
 
 
-def api_part(store: Store, settings: Settings, listener: socket.socket, listening: asyncio.Event) -> Part:
+def api_part(store: FacadeStore, settings: Settings, listener: socket.socket, listening: asyncio.Event) -> Part:
     """The facade on `listener`; sets `listening` once requests are answered."""
     try:
         app = create_app(store, settings)

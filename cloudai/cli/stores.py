@@ -11,8 +11,32 @@ from cloudai.cli.place import StartRefused, make_dir
 from cloudai.errors import CloudAIError
 from cloudai.settings import Settings
 from cloudai.store.migrate import SchemaTooNew
-from cloudai.store.protocol import Store
+from cloudai.store.protocol import FacadeStore, Store
 from cloudai.store.sql import open_store
+
+
+@contextlib.asynccontextmanager
+async def opened_facade_store(settings: Settings) -> AsyncIterator[FacadeStore]:
+    """What the API serves: the database, or a Kubernetes cluster."""
+    if settings.store == "sql":
+        async with opened_store(settings) as store:
+            yield store
+        return
+    try:
+        from cloudai.store.kube.api import NoCluster
+        from cloudai.store.kube.store import open_kubernetes
+    except ImportError as error:
+        raise StartRefused(
+            f"--store kubernetes needs more libraries: pip install 'cloudai[kubernetes]' ({error})"
+        ) from None
+    try:
+        served = await open_kubernetes(settings)
+    except (NoCluster, CloudAIError) as error:
+        raise StartRefused(f"cannot open the store: {_first_line(error)}") from None
+    try:
+        yield served
+    finally:
+        await served.close()
 
 
 @contextlib.asynccontextmanager
@@ -27,6 +51,13 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.close()
+
+
+def place_of(settings: Settings) -> str:
+    """The store in words."""
+    if settings.store == "kubernetes":
+        return f"namespace {settings.namespace} of Kubernetes"
+    return shown(settings.url)
 
 
 def shown(url: str) -> str:

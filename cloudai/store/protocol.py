@@ -1,8 +1,9 @@
 """What a store is. One contract test suite (`tests/store/contract.py`) runs over every implementation.
 
 `TaskStore` is what clients of the API need; the facade serves it and `cloudai.client` implements it over HTTP.
-`Store` adds what the facade itself, the controller and the agents' endpoint need: the API has no revisions, so watching
-the change log is no client's business. Everything here is asynchronous and safe to call from many tasks of one event loop.
+`FacadeStore` adds what the facade itself needs: the API has no revisions, so watching the change log is no client's business.
+`Store` adds what the controller and the agents' endpoint need. Everything here is asynchronous and safe to call from many
+tasks of one event loop.
 
 Errors: `CloudAIError` from `cloudai.errors`; a store that cannot be reached, written or read raises `unavailable(...)`
 and has changed nothing.
@@ -187,15 +188,18 @@ class FenceLost(Exception):
     """The writer does not lead any more; nothing of the commit was applied."""
 
 
-class Store(TaskStore, Protocol):
-    """What the controller and the agents' endpoint need beyond the API."""
+class FacadeStore(TaskStore, Protocol):
+    """What the facade needs beyond what it offers."""
+
+    @property
+    def agents(self) -> Store | None:
+        """The side that agents speak to; None where something else runs the containers, and says why a task waits."""
+        ...
 
     @property
     def cluster_id(self) -> str:
-        """Made once with the database; labels every container."""
+        """Made once with the store; labels every container."""
         ...
-
-    # -- what the facade needs beyond what it offers
 
     async def runs_of_worker(self, worker_id: str) -> list[Run]:
         """The live runs placed on a worker, oldest first; empty for an unknown worker."""
@@ -208,13 +212,25 @@ class Store(TaskStore, Protocol):
         """
         ...
 
-    # -- the controller's side
-
-    async def snapshot(self) -> Snapshot: ...
-
     async def get_tasks(self, task_ids: Sequence[str]) -> dict[str, Task]:
         """Those of `task_ids` that exist, finished ones included."""
         ...
+
+    async def get_lease(self, name: str) -> Lease | None: ...
+
+    async def ping(self) -> None:
+        """Raises `unavailable` while the store cannot be written (for a database, a full disk included)."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Store(FacadeStore, Protocol):
+    """What the controller and the agents' endpoint need beyond the API."""
+
+    # -- the controller's side
+
+    async def snapshot(self) -> Snapshot: ...
 
     async def get_runs(self, run_ids: Sequence[str]) -> dict[str, Run]: ...
 
@@ -233,8 +249,6 @@ class Store(TaskStore, Protocol):
         that version. Raises FenceLost when `fence` is given and no longer the current holder and epoch.
         """
         ...
-
-    async def get_lease(self, name: str) -> Lease | None: ...
 
     async def put_lease(self, lease: Lease, expected_version: int) -> bool:
         """Store `lease` (its version becomes expected_version + 1) where the stored version is still `expected_version`
@@ -288,11 +302,3 @@ class Store(TaskStore, Protocol):
     async def add_token(self, digest: bytes, name: str) -> None: ...
 
     async def has_token(self, digest: bytes) -> bool: ...
-
-    # -- health
-
-    async def ping(self) -> None:
-        """Raises `unavailable` while the database cannot be written (which includes a full disk)."""
-        ...
-
-    async def close(self) -> None: ...

@@ -75,6 +75,10 @@ class SqlStore:
         self._source = _source(url, self._signals.foreign, lambda: self._writer.committing)
         self.cluster_id = ""
 
+    @property
+    def agents(self) -> SqlStore:
+        return self
+
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.cluster_id = await self._read(reading.cluster_id)

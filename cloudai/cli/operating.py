@@ -1,0 +1,122 @@
+"""`cloudai operator`: lead, follow, reconcile; and a port for probes and Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import click
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from cloudai.cli.parts import run_until_signal
+from cloudai.cli.place import StartRefused, listen
+from cloudai.settings import Settings
+from cloudai.store.kube.api import Api, NoCluster, connect
+from cloudai_controller.handlers import feed
+from cloudai_controller.kube.lease import Leader
+from cloudai_controller.kube.loop import RELIST_SECONDS, Operator
+
+SILENT_SECONDS = 3 * RELIST_SECONDS  # without any word of the API server, after which a restart is asked for
+
+log = logging.getLogger("cloudai.operator")
+
+
+class LeadLost(Exception):
+    """Another operator may lead by now; this process starts anew, with nothing in memory."""
+
+
+def run_operator(settings: Settings) -> None:
+    with listen(settings) as listener:
+
+        async def body(stop: asyncio.Event) -> None:
+            try:
+                api = await connect(settings)
+            except NoCluster as error:
+                raise StartRefused(str(error)) from None
+            try:
+                await _operate(api, settings, listener, stop)
+            except LeadLost:
+                raise click.ClickException("the lease was lost: start again") from None
+            finally:
+                await api.close()
+
+        run_until_signal(body)
+
+
+async def _operate(api: Api, settings: Settings, listener: socket.socket, stop: asyncio.Event) -> None:
+    leader = Leader(api, settings.namespace, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+    operator = Operator(api, settings, leader)
+    async with _probes(operator, leader, listener):
+        click.echo(f"The operator follows tasks of namespace {settings.namespace}")
+        if not await _unless(stop, leader.acquire()):
+            return
+        click.echo("This operator leads")
+        ended = asyncio.Event()
+        works = [
+            asyncio.ensure_future(leader.keep()),
+            asyncio.ensure_future(operator.run()),
+            asyncio.ensure_future(feed(operator, api, settings.namespace, ended)),
+        ]
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait([stopping, *works], return_when=asyncio.FIRST_COMPLETED)
+            for work in works:
+                if work.done():
+                    work.result()
+            if works[0].done() and not stop.is_set():
+                raise LeadLost
+        finally:
+            ended.set()
+            for ending in (*works[:2], stopping):
+                ending.cancel()
+            await asyncio.gather(stopping, *works, return_exceptions=True)
+            await leader.release()
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether `work` came to its end before `stop`."""
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+    done = working.done()
+    working.cancel()
+    stopping.cancel()
+    await asyncio.gather(working, stopping, return_exceptions=True)
+    return done
+
+
+@contextlib.asynccontextmanager
+async def _probes(operator: Operator, leader: Leader, listener: socket.socket) -> AsyncIterator[None]:
+    """`/healthz`, `/readyz` and `/metrics`. A standby is ready: it is there to take over."""
+
+    async def healthz(_: Request) -> Response:
+        silent = time.monotonic() - operator.told_at
+        if leader.leads() and silent > SILENT_SECONDS:
+            return PlainTextResponse(f"no word of the API server for {silent:.0f} s\n", 503)
+        return PlainTextResponse("ok\n")
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    app = Starlette(routes=[Route("/healthz", healthz), Route("/readyz", healthz), Route("/metrics", metrics)])
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    serving = asyncio.ensure_future(server.serve([listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving

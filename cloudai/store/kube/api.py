@@ -1,0 +1,196 @@
+"""Requests to the Kubernetes API server, in plain JSON.
+
+The official client reads the configuration (a kubeconfig, or the service account inside a cluster), keeps its credentials
+fresh and holds the connections; its typed models, a third of a millisecond each, are not used. Every object that is made has
+a computed name, so that a request may be sent again after a fault: a create that has been done already says 409.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+import orjson
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config.config_exception import ConfigException
+
+from cloudai.errors import CloudAIError, unavailable
+from cloudai.settings import Settings
+
+Json = dict[str, Any]
+
+PATIENCE = 10.0  # seconds a request is tried again after faults that pass
+ONE_TRY = aiohttp.ClientTimeout(total=30)
+STREAMING = aiohttp.ClientTimeout(total=None, connect=10)
+LONGEST_PAUSE = 2.0
+CONNECTIONS = 256
+PAGE = 500
+MERGE = "application/merge-patch+json"
+_PASSING = frozenset({429, 500, 502, 503, 504})
+_FAULTS = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+class ApiError(Exception):
+    """The API server's refusal: its HTTP status, its reason (`AlreadyExists`, `Conflict`, …) and its words."""
+
+    def __init__(self, status: int, document: Mapping[str, Any]) -> None:
+        self.status = status
+        self.reason = str(document.get("reason") or "")
+        self.message = str(document.get("message") or f"HTTP {status}")
+        self.details: Mapping[str, Any] = document.get("details") or {}
+        super().__init__(f"{status} {self.reason}: {self.message}")
+
+
+class NoCluster(Exception):
+    """The settings lead to no cluster; the words say what to change."""
+
+
+class Api:
+    """Made by `connect`. Every method raises ApiError for a refusal and `unavailable` when the server cannot be had."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    @property
+    def configuration(self) -> Configuration:
+        """Where the API server is and who asks; its credentials are kept fresh."""
+        configuration: Configuration = self._client.configuration
+        return configuration
+
+    async def close(self) -> None:
+        await self._client.close()  # type: ignore[no-untyped-call]
+
+    async def get(self, path: str, **query: str | int) -> Json:
+        return await self._json("GET", path, query)
+
+    async def create(self, path: str, body: Json) -> Json:
+        return await self._json("POST", path, {}, body)
+
+    async def patch(self, path: str, body: Json) -> Json:
+        """A JSON merge patch, the one kind that custom resources know too. With a resource version in it: compared."""
+        return await self._json("PATCH", path, {}, body)
+
+    async def delete(self, path: str, uid: str | None = None, grace: int | None = None) -> Json:
+        """Ask for the end of an object: of exactly that `uid`, with `grace` seconds."""
+        options: Json = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        return await self._json("DELETE", path, {}, options)
+
+    async def list_all(self, path: str, **query: str | int) -> tuple[list[Json], str]:
+        """Every object and the version of the whole list, in pages."""
+        items: list[Json] = []
+        asked: dict[str, str | int] = {"limit": PAGE, **query}
+        while True:
+            page = await self.get(path, **asked)
+            items += page["items"]
+            if not page["metadata"].get("continue"):
+                return items, page["metadata"]["resourceVersion"]
+            asked["continue"] = page["metadata"]["continue"]
+            asked.pop("resourceVersion", None)  # a later page keeps to the first one's
+
+    @contextlib.asynccontextmanager
+    async def stream(self, path: str, **query: str | int) -> AsyncIterator[aiohttp.StreamReader]:
+        """The body of an answer that goes on: a watch, a log. Raises also what aiohttp raises when it breaks off."""
+        response = await self._send("GET", path, query, None, STREAMING)
+        try:
+            if response.status >= 400:
+                raise ApiError(response.status, _document(await response.read()))
+            yield response.content
+        finally:
+            response.close()
+
+    async def _json(self, method: str, path: str, query: Mapping[str, str | int], body: Json | None = None) -> Json:
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                response = await self._send(method, path, query, body, ONE_TRY)
+                async with response:
+                    data = await response.read()
+            except _FAULTS as error:
+                pause, words = _pause(tries), f"the Kubernetes API cannot be reached: {_words(error)}"
+            else:
+                if response.status < 400:
+                    return _document(data)
+                refusal = ApiError(response.status, _document(data))
+                if response.status not in _PASSING:
+                    raise refusal
+                pause, words = _asked_pause(response) or _pause(tries), f"the Kubernetes API says {refusal}"
+            if asyncio.get_running_loop().time() + pause > deadline:
+                raise unavailable(words)
+            await asyncio.sleep(pause)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str | int],
+        body: Json | None,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        content = MERGE if method == "PATCH" else "application/json"
+        headers = {"Accept": "application/json", "Content-Type": content}
+        method, url, headers, _, _ = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params=headers,
+            auth_settings=["BearerToken"],
+        )
+        answer = await self._client.call_api(method, url, headers, body, _request_timeout=timeout)
+        return answer.response  # type: ignore[no-any-return]
+
+
+async def connect(settings: Settings) -> Api:
+    """Raises NoCluster where neither a kubeconfig nor a service account leads anywhere."""
+    configuration = Configuration()
+    try:
+        if settings.kubeconfig is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
+            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            path = None if settings.kubeconfig is None else str(settings.kubeconfig)
+            await config.load_kube_config(config_file=path, client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except (ConfigException, OSError, ValueError) as error:
+        raise NoCluster(f"no Kubernetes cluster: {error}; name a kubeconfig with --kubeconfig or KUBECONFIG") from None
+    configuration.connection_pool_maxsize = CONNECTIONS
+    configuration.retries = False
+    return Api(ApiClient(configuration))
+
+
+def as_unavailable(error: ApiError) -> CloudAIError:
+    """For whoever has no other answer to a refusal."""
+    return unavailable(f"the Kubernetes API says {error}")
+
+
+def _document(data: bytes) -> Json:
+    """What the server said; HTML of something in between counts as nothing said."""
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {"message": data[:200].decode(errors="replace").strip()}
+    return document if isinstance(document, dict) else {}
+
+
+def _pause(tries: int) -> float:
+    """Seconds until the next try: longer each time, and not the same for every client."""
+    return min(LONGEST_PAUSE, 0.05 * 2.0**tries) * random.uniform(0.5, 1.0)
+
+
+def _asked_pause(response: aiohttp.ClientResponse) -> float | None:
+    """The server's own wish in Retry-After; a moment more, so that not all come at once."""
+    text = response.headers.get("Retry-After", "")
+    return float(text) * random.uniform(1.0, 1.5) if text.isdecimal() and len(text) < 4 else None
+
+
+def _words(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,0 +1,244 @@
+"""What the watches tell, kept the way it is asked for: no request of a client costs the API server a list.
+
+Projections, not whole objects: a Task, what a Pod holds, a Node without its images.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cloudai.resources import Run, Task, TaskStatus, Worker, WorkerState
+from cloudai.store.kube.nodes import state_of, worker_of
+from cloudai.store.kube.pods import Held, held
+from cloudai.store.kube.revisions import Revisions
+from cloudai.store.kube.task_resource import Attempt, attempts_of, task_of
+from cloudai.store.protocol import Kind, TaskPage, TaskQuery
+
+Json = dict[str, Any]
+_Filter = tuple[str | None, TaskStatus | None]
+_Place = tuple[int, str]
+
+
+class TaskCache:
+    """Every Task, by name and in the order of lists."""
+
+    def __init__(self, revisions: Revisions) -> None:
+        self._revisions = revisions
+        self._tasks: dict[str, Task] = {}
+        self._attempts: dict[str, list[Attempt]] = {}
+        self._uids: dict[str, str] = {}
+        self._lists: defaultdict[_Filter, list[_Place]] = defaultdict(list)
+        self._awaited: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+
+    # -- what the watch tells
+
+    def listed(self, objects: Sequence[Json]) -> None:
+        for name in self._tasks.keys() - {resource["metadata"]["name"] for resource in objects}:
+            self._drop(name)
+        for resource in objects:
+            self.changed(resource)
+
+    def changed(self, resource: Json) -> None:
+        """Also what a write of our own gave back: the newer one stays."""
+        task = task_of(resource)
+        name, before = task.task_id, self._tasks.get(task.task_id)
+        uid = resource["metadata"]["uid"]
+        if before is not None and (self._uids[name] == uid and before.version >= task.version):
+            return
+        if before is not None:
+            self._place(before, False)
+        self._tasks[name], self._uids[name] = task, uid
+        self._place(task, True)
+        if attempts := attempts_of(resource.get("status") or {}):
+            self._attempts[name] = attempts
+        for event in _events(before, task):
+            self._revisions.add(Kind.TASK, name, event)
+        self._wake(name)
+
+    def deleted(self, resource: Json) -> None:
+        if self._uids.get(resource["metadata"]["name"]) == resource["metadata"]["uid"]:
+            self._drop(resource["metadata"]["name"])
+
+    def _drop(self, name: str) -> None:
+        self._place(self._tasks.pop(name), False)
+        self._attempts.pop(name, None)
+        del self._uids[name]
+        self._revisions.add(Kind.TASK, name, "deleted")
+        self._wake(name)
+
+    def _place(self, task: Task, there: bool) -> None:
+        place = (task.created_at, task.task_id)
+        user, status = task.spec.user_id, task.status
+        for key in ((None, None), (user, None), (None, status), (user, status)):
+            places = self._lists[key]
+            if there:
+                insort(places, place)
+            else:
+                del places[bisect_left(places, place)]
+                if not places:
+                    del self._lists[key]
+
+    def _wake(self, name: str) -> None:
+        for event in self._awaited.get(name, ()):
+            event.set()
+
+    # -- what is asked
+
+    def get(self, name: str) -> Task | None:
+        return self._tasks.get(name)
+
+    def attempts(self, name: str) -> Sequence[Attempt]:
+        """Those that have ended."""
+        return self._attempts.get(name, ())
+
+    def page(self, query: TaskQuery) -> TaskPage:
+        places = self._lists.get((query.user_id, query.status), [])
+        end = max(0, len(places) - query.offset)
+        chosen = places[max(0, end - query.limit) : end]
+        return TaskPage([self._tasks[name] for _, name in reversed(chosen)], len(places))
+
+    def totals(self) -> Mapping[TaskStatus, int]:
+        return {status: len(self._lists.get((None, status), ())) for status in TaskStatus}
+
+    async def until(self, name: str, true: Any, seconds: float) -> None:
+        """Return when `true(task)` holds (None: no such task) or the time is over."""
+        event = asyncio.Event()
+        self._awaited[name].add(event)
+        try:
+            async with asyncio.timeout(seconds):
+                while not true(self._tasks.get(name)):
+                    event.clear()
+                    await event.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._awaited[name].discard(event)
+            if not self._awaited[name]:
+                del self._awaited[name]
+
+
+def _events(before: Task | None, task: Task) -> list[str]:
+    """The task's new status; an end that nobody saw running is told as both."""
+    if before is not None and before.status is task.status:
+        return ["updated"]
+    ran = task.status.terminal and task.started_at is not None
+    if ran and before is not None and before.status is not TaskStatus.RUNNING:
+        return [TaskStatus.RUNNING.value, task.status.value]
+    return [task.status.value]
+
+
+class PodCache:
+    """What each Pod of the cluster holds, by node; and the Pods of ours by name."""
+
+    def __init__(self, revisions: Revisions, namespace: str, gpu: str) -> None:
+        self._revisions = revisions
+        self._gpu = gpu
+        self._namespace = namespace
+        self._held: dict[tuple[str, str], Held] = {}
+        self._on: defaultdict[str, dict[tuple[str, str], Held]] = defaultdict(dict)
+
+    def listed(self, objects: Sequence[Json]) -> None:
+        for key in self._held.keys() - {_key(pod) for pod in objects}:
+            self._drop(key)
+        for pod in objects:
+            self.changed(pod)
+
+    def changed(self, resource: Json) -> None:
+        key, now = _key(resource), held(resource, self._gpu)
+        before = self._held.get(key)
+        if before is not None and before.node and before.node != now.node:
+            self._on[before.node].pop(key, None)
+        self._held[key] = now
+        if now.node:
+            self._on[now.node][key] = now
+        if now.run is not None and (before is None or before.run is None or before.run.phase is not now.run.phase):
+            self._revisions.add(Kind.RUN, now.run.run_id, now.run.phase.value)
+
+    def deleted(self, resource: Json) -> None:
+        key = _key(resource)
+        if key in self._held:
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        gone = self._held.pop(key)
+        if gone.node:
+            self._on[gone.node].pop(key, None)
+
+    def run(self, name: str) -> Run | None:
+        """The attempt of that name, while it has a Pod."""
+        found = self._held.get((self._namespace, name))
+        return found.run if found is not None else None
+
+    def on(self, node: str) -> list[Held]:
+        return list(self._on.get(node, {}).values())
+
+
+def _key(pod: Json) -> tuple[str, str]:
+    return pod["metadata"]["namespace"], pod["metadata"]["name"]
+
+
+class NodeCache:
+    """The Nodes, with when each was heard of last and what it uses; the last two are told by `heard` and `used`."""
+
+    def __init__(self, revisions: Revisions, pods: PodCache, gpu: str) -> None:
+        self._revisions = revisions
+        self._gpu = gpu
+        self._pods = pods
+        self._nodes: dict[str, Json] = {}
+        self._heard: dict[str, int] = {}
+        self._usage: dict[str, Mapping[str, str]] = {}
+        self._workers: dict[str, Worker] = {}
+
+    def listed(self, objects: Sequence[Json]) -> None:
+        for name in self._nodes.keys() - {node["metadata"]["name"] for node in objects}:
+            self._drop(name)
+        for node in objects:
+            self.changed(node)
+
+    def changed(self, resource: Json) -> None:
+        name, new = resource["metadata"]["name"], resource["metadata"]["name"] not in self._nodes
+        status = resource.get("status") or {}
+        kept = ("allocatable", "conditions", "addresses", "daemonEndpoints")
+        meta = {key: resource["metadata"][key] for key in ("name", "uid", "creationTimestamp")}
+        spec = {"unschedulable": resource["spec"].get("unschedulable", False)}
+        known = {"metadata": meta, "spec": spec, "status": {key: status[key] for key in kept if key in status}}
+        ready = None if new else self._workers[name].ready
+        self._nodes[name] = known
+        self._learn(name)
+        if new or self._workers[name].ready != ready:
+            self._revisions.add(Kind.WORKER, name, "registered" if new else "updated")
+
+    def deleted(self, resource: Json) -> None:
+        if resource["metadata"]["name"] in self._nodes:
+            self._drop(resource["metadata"]["name"])
+
+    def _drop(self, name: str) -> None:
+        del self._nodes[name], self._workers[name]
+        self._revisions.add(Kind.WORKER, name, "updated")
+
+    def heard(self, renewed: Mapping[str, int]) -> None:
+        """When each node's Lease was renewed, in ms."""
+        self._heard = dict(renewed)
+        self._learn_all()
+
+    def used(self, usage: Mapping[str, Mapping[str, str]]) -> None:
+        self._usage = dict(usage)
+        self._learn_all()
+
+    def _learn_all(self) -> None:
+        for name in self._nodes:
+            self._learn(name)
+
+    def _learn(self, name: str) -> None:
+        self._workers[name] = worker_of(self._nodes[name], self._heard.get(name), self._usage.get(name), self._gpu)
+
+    def state(self, name: str) -> WorkerState | None:
+        worker = self._workers.get(name)
+        return None if worker is None else state_of(worker, self._pods.on(name))
+
+    def states(self) -> list[WorkerState]:
+        return [state_of(self._workers[name], self._pods.on(name)) for name in sorted(self._workers)]

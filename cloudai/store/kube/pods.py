@@ -1,0 +1,239 @@
+"""A Pod as a Run: what Kubernetes says of an attempt, in the words that everything else is decided with. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cloudai.resources import NOTHING, Reason, Resources, Run, RunPhase
+from cloudai.store.kube import quantity
+from cloudai.store.kube.task_resource import ATTEMPT_LABEL, TASK_LABEL, USER_LABEL, millis
+
+CONTAINER = "task"
+FINALIZER = "cloudai.dev/evidence"  # holds a Pod until its end and its log are kept
+GPU = "nvidia.com/gpu"
+
+# What a container that waits can only be helped with by another spec.
+_HOPELESS: Mapping[str, Reason] = {
+    "InvalidImageName": Reason.INVALID_IMAGE_NAME,
+    "ErrImageNeverPull": Reason.IMAGE_NOT_FOUND,
+    "CreateContainerConfigError": Reason.START_FAILED,
+    "CreateContainerError": Reason.START_FAILED,
+}
+_PULLING = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError"})
+_NOT_FOUND = ("not found", "does not exist", "manifest unknown", "repository does not exist")
+# Why a disruption ended the Pod: https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions
+_DISRUPTIONS: Mapping[str, Reason] = {
+    "PreemptionByScheduler": Reason.PREEMPTED,
+    "EvictionByEvictionAPI": Reason.EVICTED,
+    "TerminationByKubelet": Reason.EVICTED,
+    "DeletionByTaintManager": Reason.WORKER_LOST,
+    "DeletionByPodGC": Reason.WORKER_LOST,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a Pod of anybody's holds of a node; `run` when it is an attempt of ours."""
+
+    node: str | None
+    amount: Resources
+    run: Run | None
+
+
+def held(pod: Mapping[str, Any], gpu: str = GPU) -> Held:
+    """`amount` is nothing once the Pod is over."""
+    ours = TASK_LABEL in (pod["metadata"].get("labels") or {})
+    amount = NOTHING if over(pod) else requests_of(pod, gpu)
+    return Held(pod["spec"].get("nodeName"), amount, run_of(pod, gpu) if ours else None)
+
+
+def over(pod: Mapping[str, Any]) -> bool:
+    """No container of it lives or will: it ended, or Kubernetes would have removed it but for our finalizer.
+
+    The kubelet ends its part of a deletion with a grace of 0, as does whoever gives up a node.
+    """
+    meta, phase = pod["metadata"], (pod.get("status") or {}).get("phase")
+    deleted = meta.get("deletionTimestamp") is not None
+    never_taken = not pod["spec"].get("nodeName")
+    return phase in ("Succeeded", "Failed") or (
+        deleted and (never_taken or meta.get("deletionGracePeriodSeconds") == 0)
+    )
+
+
+def run_of(pod: Mapping[str, Any], gpu: str = GPU) -> Run:
+    """The attempt that a Pod of ours is."""
+    meta, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
+    labels = meta["labels"]
+    container = _container(status)
+    state = container.get("state") or {}
+    ended = state.get("terminated") or {}
+    began = (state.get("running") or {}).get("startedAt") or ended.get("startedAt")
+    phase, reason, message = _phase(pod, status, state)
+    return Run(
+        task_id=labels[TASK_LABEL],
+        attempt=int(labels[ATTEMPT_LABEL]),
+        worker_id=spec.get("nodeName") or "",
+        user_id=(meta.get("annotations") or {}).get(USER_LABEL, ""),
+        image=spec["containers"][0]["image"],
+        command=None,
+        resources=requests_of(pod, gpu),
+        created_at=millis(status.get("startTime") or meta["creationTimestamp"]) or 0,
+        stop_requested=meta.get("deletionTimestamp") is not None,
+        phase=phase,
+        # A container that could not be started has the epoch as its start.
+        started_at=None if began is None or began.startswith("1970-") else millis(began),
+        finished_at=millis(ended.get("finishedAt")) if phase.terminal else None,
+        exit_code=ended.get("exitCode") if phase.terminal and ended.get("reason") != "StartError" else None,
+        reason=reason,
+        message=message,
+        version=int(meta["resourceVersion"]),
+    )
+
+
+def _container(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    for one in status.get("containerStatuses") or []:
+        if one["name"] == CONTAINER:
+            return one  # type: ignore[no-any-return]
+    return {}
+
+
+_Said = tuple[RunPhase, str | None, str | None]
+
+
+def _phase(pod: Mapping[str, Any], status: Mapping[str, Any], state: Mapping[str, Any]) -> _Said:
+    if over(pod):
+        return _ended(pod, status, state.get("terminated") or {})
+    lost = _condition(status, "DisruptionTarget")
+    if lost.get("status") == "True" and lost.get("reason") == "DeletionByTaintManager":
+        node = pod["spec"].get("nodeName")
+        words = f"Node {node} does not answer; waits until Kubernetes is sure that the Pod is gone."
+        return (RunPhase.RUNNING if state.get("running") else RunPhase.ASSIGNED), Reason.WORKER_LOST, words
+    if state.get("running") or state.get("terminated"):
+        return RunPhase.RUNNING, None, None
+    if not pod["spec"].get("nodeName"):
+        return RunPhase.ASSIGNED, *_unplaced(status)
+    return _waiting(pod, state.get("waiting") or {})
+
+
+def _unplaced(status: Mapping[str, Any]) -> tuple[str, str]:
+    scheduled = _condition(status, "PodScheduled")
+    match scheduled.get("reason"):
+        case "Unschedulable":
+            return Reason.UNSCHEDULABLE, f"The scheduler says: {scheduled.get('message', '')}"
+        case "SchedulingGated":
+            return Reason.WAITING_FOR_ADMISSION, "Its Pod is gated: a queue such as Kueue's has not admitted it yet."
+        case _:
+            return Reason.WAITING_FOR_CAPACITY, "Waits for the scheduler."
+
+
+def _waiting(pod: Mapping[str, Any], waiting: Mapping[str, Any]) -> _Said:
+    why, words = str(waiting.get("reason") or ""), str(waiting.get("message") or "")
+    image = pod["spec"]["containers"][0]["image"]
+    if why in _HOPELESS:
+        return RunPhase.STARTING, _HOPELESS[why], f"The node cannot start it: {words or why}"
+    if why in _PULLING:
+        missing = any(sign in words.lower() for sign in _NOT_FOUND)
+        reason = Reason.IMAGE_NOT_FOUND if missing else Reason.IMAGE_PULL_FAILED
+        return RunPhase.PULLING, reason, f"{image} could not be fetched: {words or why}"
+    return RunPhase.ASSIGNED, None, None
+
+
+def _ended(pod: Mapping[str, Any], status: Mapping[str, Any], ended: Mapping[str, Any]) -> _Said:
+    meta = pod["metadata"]
+    disruption = _condition(status, "DisruptionTarget")
+    words = str(status.get("message") or disruption.get("message") or "")
+    if status.get("phase") == "Succeeded":
+        return RunPhase.SUCCEEDED, None, None
+    if status.get("reason") == "DeadlineExceeded":
+        return RunPhase.FAILED, Reason.DEADLINE_EXCEEDED, "It ran longer than its timeout."
+    if status.get("reason") == "Evicted" and "ephemeral" in words.lower():
+        return RunPhase.FAILED, Reason.STORAGE_LIMIT_EXCEEDED, f"It wrote more than its storage: {words}"
+    if disruption.get("status") == "True" and disruption.get("reason") in _DISRUPTIONS:
+        node = pod["spec"].get("nodeName")
+        return RunPhase.LOST, _DISRUPTIONS[disruption["reason"]], f"Kubernetes ended it on node {node}: {words}"
+    if status.get("reason") in ("Evicted", "NodeShutdown", "Terminated", "NodeLost"):
+        return RunPhase.LOST, Reason.EVICTED, f"Node {pod['spec'].get('nodeName')} ended it: {words}"
+    if ended.get("reason") == "OOMKilled":
+        return RunPhase.FAILED, Reason.OOM_KILLED, "It needed more memory than it asked for."
+    if ended.get("reason") == "StartError":
+        return RunPhase.FAILED, *_start_error(str(ended.get("message") or ""))
+    if meta.get("deletionTimestamp") is not None:
+        return RunPhase.FAILED, Reason.CONTAINER_GONE, "Its Pod was deleted."
+    if "exitCode" in ended:
+        return RunPhase.FAILED, Reason.EXIT_CODE, f"The command ended with exit code {ended['exitCode']}; see the logs."
+    return (
+        RunPhase.FAILED,
+        Reason.START_FAILED,
+        f"The node did not run it: {words or status.get('reason') or 'it says no more'}",
+    )
+
+
+def _start_error(words: str) -> tuple[Reason, str]:
+    if "executable file not found" in words or "no such file or directory" in words:
+        return Reason.COMMAND_NOT_FOUND, f"The image has no such program: {words}"
+    return Reason.START_FAILED, f"The container could not be started: {words}"
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    for condition in status.get("conditions") or []:
+        if condition["type"] == kind:
+            return condition  # type: ignore[no-any-return]
+    return {}
+
+
+def requests_of(pod: Mapping[str, Any], gpu: str = GPU) -> Resources:
+    """What the scheduler counts: the containers' sum, or the largest that runs before them, plus overhead.
+
+    https://kubernetes.io/docs/concepts/workloads/pods/init-containers/#resource-sharing-within-containers
+    """
+    spec = pod["spec"]
+    steady, start = NOTHING, NOTHING
+    for one in spec.get("initContainers") or []:
+        if one.get("restartPolicy") == "Always":  # a sidecar, which goes on
+            steady += _amount(_requests(one), gpu)
+            start = _larger(start, steady)
+        else:
+            start = _larger(start, steady + _amount(_requests(one), gpu))
+    steady = _sum([steady, *(_amount(_requests(one), gpu) for one in spec.get("containers") or [])])
+    own = (spec.get("resources") or {}).get("requests") or {}
+    return _replaced(_larger(start, steady), own, gpu) + _amount(spec.get("overhead") or {}, gpu)
+
+
+def _requests(container: Mapping[str, Any]) -> Mapping[str, Any]:
+    resources = container.get("resources") or {}
+    return (resources.get("limits") or {}) | (resources.get("requests") or {})
+
+
+def _amount(amounts: Mapping[str, Any], gpu: str) -> Resources:
+    return Resources(
+        quantity.milli(amounts.get("cpu", 0)),
+        quantity.whole(amounts.get("memory", 0)),
+        quantity.whole(amounts.get("ephemeral-storage", 0)),
+        1000 * quantity.whole(amounts.get(gpu, 0)),
+    )
+
+
+def _replaced(amount: Resources, own: Mapping[str, Any], gpu: str) -> Resources:
+    """Requests of the Pod as a whole take the place of its containers' sum."""
+    wish = _amount(own, gpu)
+    return Resources(
+        wish.cpu if "cpu" in own else amount.cpu,
+        wish.memory if "memory" in own else amount.memory,
+        amount.storage,
+        amount.gpu,
+    )
+
+
+def _larger(one: Resources, other: Resources) -> Resources:
+    return Resources(
+        max(one.cpu, other.cpu),
+        max(one.memory, other.memory),
+        max(one.storage, other.storage),
+        max(one.gpu, other.gpu),
+    )
+
+
+def _sum(amounts: Iterable[Resources]) -> Resources:
+    return sum(amounts, NOTHING)

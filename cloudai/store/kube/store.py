@@ -1,0 +1,327 @@
+"""The store that the facade serves on Kubernetes: reads from the watch cache, writes of wishes to the API server.
+
+Tasks are those of one namespace. What becomes of them is written by the operator alone; here only Tasks are made and their
+cancellation is wished. What this process wrote it reads back at once: the answer to a write goes into the cache before
+the watch tells of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+
+from cloudai.errors import CloudAIError, Code, invalid, task_not_found, unavailable
+from cloudai.resources import Run, Task, TaskSpec, TaskStatus, WorkerState
+from cloudai.settings import Settings
+from cloudai.store.kube.api import Api, ApiError, Json, as_unavailable, connect
+from cloudai.store.kube.cache import NodeCache, PodCache, TaskCache
+from cloudai.store.kube.logs import Absent, PodLogs
+from cloudai.store.kube.revisions import Revisions
+from cloudai.store.kube.task_resource import CANCEL, GROUP, PLURAL, VERSION, millis, task_of, task_resource
+from cloudai.store.kube.watch import Follower, follow
+from cloudai.store.protocol import Change, Idempotency, Lease, LogSlice, TaskPage, TaskQuery
+
+SYNC_SECONDS = 30.0  # how long a start may take until everything was listed once
+POLL_SECONDS = 10.0  # between looks at the nodes' leases and usage
+CANCEL_SECONDS = 3.0  # how long a cancel of a task that never started waits for the operator's word
+SUBMIT = f"{GROUP}/submit"  # annotation: which request made the Task
+LEASES = "/apis/coordination.k8s.io/v1/namespaces"
+
+log = logging.getLogger("cloudai.kubernetes")
+
+
+async def open_kubernetes(settings: Settings) -> KubernetesStore:
+    """Raises NoCluster, or `unavailable` where the cluster does not answer."""
+    store = KubernetesStore(await connect(settings), settings)
+    try:
+        await store.start()
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+class KubernetesStore:
+    """A `FacadeStore`. `open_kubernetes` makes it."""
+
+    agents = None  # the kubelets are
+
+    def __init__(self, api: Api, settings: Settings) -> None:
+        self._api = api
+        self._namespace = settings.namespace
+        self._tasks_path = f"/apis/{GROUP}/{VERSION}/namespaces/{self._namespace}/{PLURAL}"
+        self._revisions = Revisions()
+        self._tasks = TaskCache(self._revisions)
+        self._pods = PodCache(self._revisions, self._namespace, settings.gpu_resource)
+        self._nodes = NodeCache(self._revisions, self._pods, settings.gpu_resource)
+        self._logs = PodLogs(api, self._namespace)
+        self._last_id = 0
+        self.cluster_id = ""
+        self._works: list[asyncio.Task[None]] = []
+        self._synced: list[asyncio.Event] = []
+
+    async def start(self) -> None:
+        """Returns once every collection was listed. Raises `unavailable` where that does not come about."""
+        follows: list[tuple[str, Follower]] = [
+            (self._tasks_path, self._tasks),
+            ("/api/v1/pods", self._pods),
+            ("/api/v1/nodes", self._nodes),
+        ]
+        for path, follower in follows:
+            synced = asyncio.Event()
+            self._synced.append(synced)
+            self._works.append(asyncio.ensure_future(follow(self._api, path, follower, synced.set)))
+        self._works.append(asyncio.ensure_future(self._poll()))
+        found = await self._api.get(f"/api/v1/namespaces/{self._namespace}")
+        self.cluster_id = found["metadata"]["uid"]
+        waits = asyncio.gather(*(event.wait() for event in self._synced))
+        try:
+            async with asyncio.timeout(SYNC_SECONDS):
+                await waits
+        except TimeoutError:
+            raise unavailable("the Kubernetes API did not list tasks, pods and nodes in time") from None
+
+    async def close(self) -> None:
+        for work in self._works:
+            work.cancel()
+        await asyncio.gather(*self._works, return_exceptions=True)
+        await self._logs.close()
+        await self._api.close()
+
+    # -- tasks
+
+    async def create_task(self, spec: TaskSpec, idempotency: Idempotency | None = None) -> Task:
+        if spec.resources.gpu % 1000:
+            raise invalid("req_gpu", "must be a whole number: Kubernetes hands out whole GPUs")
+        try:
+            if idempotency is not None:
+                return await self._create_once(spec, idempotency)
+            token = secrets.token_hex(8)
+            while True:
+                task = await self._create(self._next_id(), spec, token)
+                if task is not None:
+                    return task
+        except ApiError as error:
+            raise _refused(error) from None
+
+    def _next_id(self) -> str:
+        self._last_id = max(time.time_ns(), self._last_id + 1)
+        return f"task-{self._last_id}"
+
+    async def _create(self, name: str, spec: TaskSpec, token: str) -> Task | None:
+        """None where another submit has taken the name."""
+        resource = task_resource(name, self._namespace, spec)
+        resource["metadata"]["annotations"] = {SUBMIT: token}
+        try:
+            made = await self._api.create(self._tasks_path, resource)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            made = await self._api.get(f"{self._tasks_path}/{name}")
+            if (made["metadata"].get("annotations") or {}).get(SUBMIT) != token:
+                return None
+        self._tasks.changed(made)
+        return task_of(made)
+
+    async def _create_once(self, spec: TaskSpec, idempotency: Idempotency) -> Task:
+        """The key's own object says which Task it stands for, before that is made; it goes with the Task."""
+        token = hashlib.sha256(idempotency.key.encode()).hexdigest()[:40]
+        digest = hashlib.sha256(idempotency.digest).hexdigest()
+        path = f"/api/v1/namespaces/{self._namespace}/configmaps"
+        name = f"cloudai-key-{token}"
+        key: Json = {"metadata": {"name": name}, "data": {"task": self._next_id(), "digest": digest}}
+        try:
+            key = await self._api.create(path, key)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            key = await self._api.get(f"{path}/{name}")
+        if key["data"]["digest"] != digest:
+            raise CloudAIError(
+                Code.IDEMPOTENCY_CONFLICT,
+                "This Idempotency-Key came before with another body",
+                {"field": "Idempotency-Key", "reason": "was used with another body"},
+            )
+        task = await self._create(key["data"]["task"], spec, token)
+        if task is None:
+            raise unavailable(f"the name that {name} holds is taken by another task")
+        if not key["metadata"].get("ownerReferences"):
+            made = await self._api.get(f"{self._tasks_path}/{task.task_id}")
+            owner = {"apiVersion": made["apiVersion"], "kind": made["kind"], "name": task.task_id}
+            owner["uid"] = made["metadata"]["uid"]
+            await self._api.patch(f"{path}/{name}", {"metadata": {"ownerReferences": [owner]}})
+        return task
+
+    async def get_task(self, task_id: str) -> Task:
+        task = self._tasks.get(task_id)
+        if task is None:
+            task = await self._fetched(task_id)
+        return self._as_waiting(task)
+
+    async def _fetched(self, task_id: str) -> Task:
+        """A Task that another replica made may not have been told of yet."""
+        if not _possible(task_id):
+            raise task_not_found(task_id)
+        try:
+            found = await self._api.get(f"{self._tasks_path}/{task_id}")
+        except ApiError as error:
+            raise task_not_found(task_id) if error.status == 404 else as_unavailable(error) from None
+        self._tasks.changed(found)
+        return task_of(found)
+
+    def _as_waiting(self, task: Task) -> Task:
+        """A queued task with the scheduler's present words; what is stored is when they were first said."""
+        if task.status is not TaskStatus.QUEUED:
+            return task
+        run = self._pods.run(f"{task.task_id}-{task.attempt + 1}") or self._pods.run(f"{task.task_id}-{task.attempt}")
+        if run is None or run.phase.terminal or run.worker_id or run.message is None:
+            return task
+        return replace(task, reason=run.reason, message=run.message)
+
+    async def get_tasks(self, task_ids: Sequence[str]) -> dict[str, Task]:
+        found = ((task_id, self._tasks.get(task_id)) for task_id in task_ids)
+        return {task_id: task for task_id, task in found if task is not None}
+
+    async def list_tasks(self, query: TaskQuery) -> TaskPage:
+        page = self._tasks.page(query)
+        return TaskPage([self._as_waiting(task) for task in page.tasks], page.total)
+
+    async def cancel_task(self, task_id: str) -> Task:
+        task = await self.get_task(task_id)
+        if not task.cancel_requested and not task.status.terminal:
+            try:
+                wished = await self._api.patch(f"{self._tasks_path}/{task_id}", CANCEL)
+            except ApiError as error:
+                raise task_not_found(task_id) if error.status == 404 else as_unavailable(error) from None
+            self._tasks.changed(wished)
+            task = task_of(wished)
+        if task.status is TaskStatus.QUEUED:
+            await self._tasks.until(task_id, _has_begun_or_ended, CANCEL_SECONDS)
+            task = self._tasks.get(task_id) or task
+        if task.status in (TaskStatus.COMPLETED, TaskStatus.FAILED):
+            words = f"The task is {task.status.value} and can no longer be cancelled"
+            raise CloudAIError(Code.TASK_FINISHED, words, {"task_id": task_id, "status": task.status.value})
+        return task
+
+    async def totals(self) -> Mapping[TaskStatus, int]:
+        return self._tasks.totals()
+
+    # -- workers
+
+    async def list_workers(self) -> list[WorkerState]:
+        return self._nodes.states()
+
+    async def get_worker(self, worker_id: str) -> WorkerState:
+        state = self._nodes.state(worker_id)
+        if state is None:
+            raise CloudAIError(Code.WORKER_NOT_FOUND, "Worker not found", {"worker_id": worker_id})
+        return state
+
+    async def runs_of_worker(self, worker_id: str) -> list[Run]:
+        runs = [held.run for held in self._pods.on(worker_id) if held.run is not None and not held.run.phase.terminal]
+        return sorted(runs, key=lambda run: (run.created_at, run.run_id))
+
+    async def _poll(self) -> None:
+        """Heartbeats are the nodes' leases, which are not watched: each is renewed every ten seconds."""
+        while True:
+            try:
+                leases, _ = await self._api.list_all(f"{LEASES}/kube-node-lease/leases", resourceVersion="0")
+                self._nodes.heard({one["metadata"]["name"]: _renewed(one) for one in leases})
+                self._nodes.used(await self._usage())
+            except (ApiError, CloudAIError) as error:
+                log.warning("the nodes' leases cannot be read: %s", error)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _usage(self) -> dict[str, Mapping[str, str]]:
+        try:
+            measured = await self._api.get("/apis/metrics.k8s.io/v1beta1/nodes")
+        except (ApiError, CloudAIError):
+            return {}  # no metrics server, or one that is not well: usage is not known
+        return {one["metadata"]["name"]: one["usage"] for one in measured["items"]}
+
+    # -- logs
+
+    async def read_log(self, task_id: str, attempt: int | None, offset: int, limit: int) -> LogSlice:
+        task = await self.get_task(task_id)
+        number = task.attempt if attempt is None else attempt
+        run_id = f"{task_id}-{number}"
+        run = self._pods.run(run_id)
+        known = {one.attempt: one for one in self._tasks.attempts(task_id)}
+        if number < 1 or (number > task.attempt and run is None):
+            details = {"task_id": task_id, "attempt": number}
+            raise CloudAIError(Code.ATTEMPT_NOT_FOUND, "The task has no such attempt", details)
+        ended = number in known or task.status.terminal or (run is not None and run.phase.terminal)
+        try:
+            return await self._logs.read(run_id, offset, limit, ended=ended)
+        except Absent:
+            began = known[number].started_at if number in known else task.started_at
+            if began is None:
+                return LogSlice(b"", 0, 0, True)
+            raise CloudAIError(Code.LOGS_REMOVED, "The logs of this attempt are gone", {"task_id": task_id}) from None
+        except ApiError as error:
+            raise as_unavailable(error) from None
+
+    async def wait_log(self, task_id: str, attempt: int | None, beyond: int, timeout: float) -> None:
+        task = await self.get_task(task_id)
+        number = task.attempt if attempt is None else attempt
+        run = self._pods.run(f"{task_id}-{number}")
+        if task.status.terminal or run is None or run.phase.terminal:
+            return
+        if run.started_at is None:
+            await self._tasks.until(task_id, lambda now: now is None or now.version != task.version, min(timeout, 1.0))
+            return
+        await self._logs.wait(run.run_id, beyond, timeout)
+
+    # -- beside
+
+    async def watch(self, since: int | None = None) -> AsyncIterator[Sequence[Change]]:
+        async for batch in self._revisions.after(since):
+            yield batch
+
+    async def get_lease(self, name: str) -> Lease | None:
+        """Who leads among the operators."""
+        try:
+            lease = await self._api.get(f"{LEASES}/{self._namespace}/leases/cloudai-{name}")
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise as_unavailable(error) from None
+        spec = lease["spec"]
+        holder = spec.get("holderIdentity") or ""
+        return Lease(name, holder, spec.get("leaseTransitions", 0), int(lease["metadata"]["resourceVersion"]))
+
+    async def ping(self) -> None:
+        """Also that everything was listed: a cache that knows nothing must not answer."""
+        if not all(event.is_set() for event in self._synced):
+            raise unavailable("the Kubernetes API has not listed everything yet")
+        try:
+            await self._api.get("/version")
+        except ApiError as error:
+            raise as_unavailable(error) from None
+
+
+def _possible(name: str) -> bool:
+    """Whether the API server would take it as a name in a path."""
+    return 0 < len(name) <= 63 and all(one.isascii() and (one.isalnum() or one == "-") for one in name)
+
+
+def _has_begun_or_ended(task: Task | None) -> bool:
+    return task is None or task.status is not TaskStatus.QUEUED
+
+
+def _renewed(lease: Json) -> int:
+    return millis(lease["spec"].get("renewTime")) or 0
+
+
+def _refused(error: ApiError) -> CloudAIError:
+    """A submit that the API server does not take."""
+    causes = error.details.get("causes") or []
+    if error.status == 422 and causes:
+        field = str(causes[0].get("field") or "task").removeprefix("spec.")
+        return invalid(field, str(causes[0].get("message") or error.message))
+    return as_unavailable(error)

@@ -1,0 +1,69 @@
+"""What kopf is for: it follows Tasks and Pods, and each event puts a key into the queue. Nothing is decided here.
+
+kopf's own handlers act on what an event says happened; ours look at what is. Its events may be late, doubled or lost: the
+memory keeps the newer version, and the operator's slow list repairs the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import kopf
+
+from cloudai.store.kube.api import PAGE, Api
+from cloudai.store.kube.task_resource import GROUP, PLURAL, TASK_LABEL, VERSION
+from cloudai_controller.kube.loop import Operator
+
+KEY_WORKERS = 100  # of kopf: they only pass keys on
+IDLE_SECONDS = 0.2  # after which kopf forgets an object's worker; its throughput is at most workers / idle
+
+
+async def feed(operator: Operator, api: Api, namespace: str, stop: asyncio.Event) -> None:
+    """Tell `operator` of events until `stop` or a signal: kopf takes the process's over. Raises what ends kopf."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return await connection(api)
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    async def task(event: Any, **_: Any) -> None:
+        operator.task_told(event["type"], dict(event["object"]))
+
+    @kopf.on.event("", "v1", "pods", labels={TASK_LABEL: kopf.PRESENT}, registry=registry)
+    async def pod(event: Any, **_: Any) -> None:
+        operator.pod_told(event["type"], dict(event["object"]))
+
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    await kopf.operator(registry=registry, settings=settings(), namespaces=[namespace], standalone=True, stop_flag=stop)
+
+
+def settings() -> kopf.OperatorSettings:
+    """For thousands of short-lived objects, and nothing written by kopf itself."""
+    chosen = kopf.OperatorSettings()
+    chosen.scanning.disabled = True
+    chosen.posting.enabled = False
+    chosen.peering.standalone = True
+    chosen.queueing.worker_limit = KEY_WORKERS
+    chosen.queueing.idle_timeout = IDLE_SECONDS
+    chosen.watching.chunk_size = PAGE
+    chosen.networking.request_timeout = 30
+    return chosen
+
+
+async def connection(api: Api) -> kopf.ConnectionInfo:
+    """The way that the operator's own requests take."""
+    configuration = api.configuration
+    credential = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+    scheme, _, token = (credential or "").rpartition(" ")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+        scheme=scheme or None,
+        token=token or None,
+    )

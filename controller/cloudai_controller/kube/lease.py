@@ -1,0 +1,116 @@
+"""One operator leads: a Lease of our own, compared by its version, that the holder stops acting on before it runs out.
+
+Who waits does not trust clocks of others: a Lease counts as expired when it has not changed for its duration by the
+waiter's own clock. https://kubernetes.io/docs/concepts/architecture/leases/
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from cloudai.errors import CloudAIError
+from cloudai.store.kube.api import Api, ApiError
+from cloudai.store.kube.task_resource import instant
+
+DURATION = 15  # seconds
+MARGIN = 5.0  # the holder stops acting this much earlier
+RENEW = 3.0
+
+Json = dict[str, Any]
+log = logging.getLogger("cloudai.operator")
+
+
+class Leader:
+    """`acquire`, then `keep` beside the work; `leads` before each write."""
+
+    def __init__(self, api: Api, namespace: str, holder: str) -> None:
+        self._api = api
+        self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        self._name = "cloudai-controller"
+        self._holder = holder
+        self._version: str | None = None
+        self._until = float("-inf")
+        self._seen: tuple[str, float] = ("", 0.0)
+
+    def leads(self) -> bool:
+        return time.monotonic() < self._until
+
+    async def acquire(self) -> None:
+        """Returns once this process leads."""
+        waited = False
+        while not await self._try():
+            if not waited:
+                log.info("another operator leads; waiting for its lease to end")
+                waited = True
+            await asyncio.sleep(RENEW / 3)
+
+    async def keep(self) -> None:
+        """Renew for as long as that succeeds; returns when the lease is lost."""
+        while self.leads():
+            await asyncio.sleep(RENEW)
+            await self._try()
+
+    async def release(self) -> None:
+        """Let another one lead at once."""
+        if self._version is None or not self.leads():
+            return
+        self._until = float("-inf")
+        body = {
+            "metadata": {"resourceVersion": self._version},
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 1},
+        }
+        try:
+            await self._api.patch(f"{self._collection}/{self._name}", body)
+        except (ApiError, CloudAIError) as error:
+            log.debug("the lease could not be released: %s", error)
+
+    async def _try(self) -> bool:
+        asked_at = time.monotonic()
+        try:
+            lease = await self._stored()
+            if lease is None:
+                stored = await self._api.create(self._collection, self._lease(None))
+            elif self._may_take(lease):
+                stored = await self._api.patch(f"{self._collection}/{self._name}", self._lease(lease))
+            else:
+                self._until = float("-inf")
+                return False
+        except (ApiError, CloudAIError) as error:
+            if isinstance(error, ApiError) and error.status == 409:
+                return self.leads()  # somebody was faster; the next look tells who
+            log.warning("the lease cannot be renewed: %s", error)
+            return self.leads()
+        self._version = stored["metadata"]["resourceVersion"]
+        self._until = asked_at + DURATION - MARGIN
+        return True
+
+    async def _stored(self) -> Json | None:
+        try:
+            return await self._api.get(f"{self._collection}/{self._name}")
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _may_take(self, lease: Json) -> bool:
+        version, holder = lease["metadata"]["resourceVersion"], lease["spec"].get("holderIdentity")
+        if holder in (self._holder, "", None):
+            return True
+        if version != self._seen[0]:
+            self._seen = (version, time.monotonic())
+        return time.monotonic() - self._seen[1] > float(lease["spec"].get("leaseDurationSeconds") or DURATION)
+
+    def _lease(self, before: Json | None) -> Json:
+        now = instant(time.time_ns() // 1_000_000).replace("Z", "000Z")  # microseconds, as the API wants
+        spec: Json = {"holderIdentity": self._holder, "leaseDurationSeconds": DURATION, "renewTime": now}
+        meta: Json = {"name": self._name}
+        mine = before is not None and before["spec"].get("holderIdentity") == self._holder
+        if before is not None:
+            meta["resourceVersion"] = before["metadata"]["resourceVersion"]
+        if not mine:
+            spec["acquireTime"] = now
+            spec["leaseTransitions"] = (before["spec"].get("leaseTransitions") or 0) + 1 if before is not None else 0
+        return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta, "spec": spec}

@@ -1,0 +1,102 @@
+"""The Pod that an attempt of a Task is. Pure: everything about it follows from the Task's resource and the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cloudai.resources import Task, run_id
+from cloudai.store.kube import quantity
+from cloudai.store.kube.pods import CONTAINER, FINALIZER
+from cloudai.store.kube.task_resource import ATTEMPT_LABEL, GROUP, KIND, TASK_LABEL, USER_LABEL, VERSION
+
+Json = dict[str, Any]
+
+UNREACHABLE_SECONDS = 300  # Kubernetes' own default, written out: how long a silent node keeps its Pods
+_COPIED = (
+    "nodeSelector",
+    "tolerations",
+    "imagePullSecrets",
+    "priorityClassName",
+    "runtimeClassName",
+    "serviceAccountName",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PodTerms:
+    """What the operator's settings say of every Pod."""
+
+    grace_seconds: int
+    gpu_resource: str
+
+
+def pod_of(resource: Mapping[str, Any], task: Task, attempt: int, terms: PodTerms) -> Json:
+    """The manifest of attempt number `attempt`."""
+    meta, wish = resource["metadata"], resource["spec"].get("pod") or {}
+    labels = {**(wish.get("labels") or {}), TASK_LABEL: task.task_id, ATTEMPT_LABEL: str(attempt)}
+    owner = {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": KIND,
+        "name": meta["name"],
+        "uid": meta["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    spec: Json = {
+        "containers": [_container(task, attempt, terms)],
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": terms.grace_seconds,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}, **(wish.get("securityContext") or {})},
+        **{name: wish[name] for name in _COPIED if name in wish},
+    }
+    spec["tolerations"] = [*(wish.get("tolerations") or []), *_patience()]
+    if task.spec.timeout_seconds is not None:
+        spec["activeDeadlineSeconds"] = task.spec.timeout_seconds
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": run_id(task.task_id, attempt),
+            "namespace": meta["namespace"],
+            "labels": labels,
+            "annotations": {**(wish.get("annotations") or {}), USER_LABEL: task.spec.user_id},
+            "ownerReferences": [owner],
+            "finalizers": [FINALIZER],
+        },
+        "spec": spec,
+    }
+
+
+def _container(task: Task, attempt: int, terms: PodTerms) -> Json:
+    wish = task.spec.resources
+    amounts = {"cpu": quantity.of_milli(wish.cpu), "memory": quantity.of_bytes(wish.memory)}
+    if wish.storage:
+        amounts["ephemeral-storage"] = quantity.of_bytes(wish.storage)
+    if wish.gpu:
+        amounts[terms.gpu_resource] = str(wish.gpu // 1000)
+    container: Json = {
+        "name": CONTAINER,
+        "image": task.spec.image,
+        "resources": {"requests": amounts, "limits": amounts},
+        "env": [
+            {"name": "CLOUDAI_TASK_ID", "value": task.task_id},
+            {"name": "CLOUDAI_ATTEMPT", "value": str(attempt)},
+        ],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    command = task.spec.command
+    if command is not None:
+        container["command"] = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+    return container
+
+
+def _patience() -> list[Json]:
+    kinds = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+    return [
+        {"key": kind, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": UNREACHABLE_SECONDS}
+        for kind in kinds
+    ]

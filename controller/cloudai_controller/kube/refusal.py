@@ -1,0 +1,38 @@
+"""What a refused Pod means for its Task: to wait and say so, to fail and say so, or a fault of this installation. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cloudai.resources import Reason
+
+_WAITS = {
+    "exceeded quota": Reason.QUOTA_EXCEEDED,
+    "failed quota": Reason.QUOTA_EXCEEDED,
+    "being terminated": Reason.WAITING_FOR_ADMISSION,
+    "error looking up service account": Reason.WAITING_FOR_ADMISSION,
+    "no api token found for service account": Reason.WAITING_FOR_ADMISSION,
+}
+_OURS = ("cannot create resource", "cannot get resource")  # what RBAC says: no fault of the task
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """`final`: it would be refused again."""
+
+    reason: Reason
+    message: str
+    final: bool
+
+
+def refusal(status: int, words: str) -> Refused | None:
+    """The API server's answer to a Pod's creation; None where it says nothing of the Pod itself."""
+    lower = words.lower()
+    if status == 403 and any(sign in lower for sign in _OURS):
+        return None
+    for sign, reason in _WAITS.items():
+        if sign in lower:
+            return Refused(reason, f"The cluster does not admit its Pod yet: {words}", final=False)
+    if status in (400, 403, 422):
+        return Refused(Reason.POD_REFUSED, f"The cluster refuses its Pod: {words}", final=True)
+    return None

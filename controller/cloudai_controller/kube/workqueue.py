@@ -1,0 +1,98 @@
+"""Keys that need a look: each is worked on by one worker at a time, at once or later, and again after a fault.
+
+As in Kubernetes' own controllers: a key that is added while it is being worked on is worked on once more afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a key that failed is tried again
+
+
+class WorkQueue:
+    """`work(key)` returns the seconds after which to look again, or None; an exception is a fault that may pass."""
+
+    def __init__(
+        self, work: Callable[[str], Awaitable[float | None]], failed: Callable[[str, Exception, int], None]
+    ) -> None:
+        self._work = work
+        self._failed = failed
+        self._ready: deque[str] = deque()
+        self._queued: set[str] = set()
+        self._busy: set[str] = set()
+        self._again: set[str] = set()
+        self._due: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+        self._failures: dict[str, int] = {}
+        self._more = asyncio.Event()
+        self._earlier = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._ready) + len(self._busy)
+
+    def add(self, key: str) -> None:
+        if key in self._busy:
+            self._again.add(key)
+        elif key not in self._queued:
+            self._queued.add(key)
+            self._ready.append(key)
+            self._more.set()
+
+    def add_after(self, key: str, seconds: float) -> None:
+        """Keeps the earlier time where one is set already."""
+        due = asyncio.get_running_loop().time() + seconds
+        if self._due.get(key, float("inf")) <= due:
+            return
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, key))
+        self._earlier.set()
+
+    async def run(self, workers: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tick())
+            for _ in range(workers):
+                group.create_task(self._serve())
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while self._heap and self._heap[0][0] <= loop.time():
+                due, key = heapq.heappop(self._heap)
+                if self._due.get(key) == due:
+                    del self._due[key]
+                    self.add(key)
+            wait = self._heap[0][0] - loop.time() if self._heap else None
+            self._earlier.clear()
+            try:
+                async with asyncio.timeout(wait):
+                    await self._earlier.wait()
+            except TimeoutError:
+                continue
+
+    async def _serve(self) -> None:
+        while True:
+            while not self._ready:
+                self._more.clear()
+                await self._more.wait()
+            key = self._ready.popleft()
+            self._queued.discard(key)
+            self._busy.add(key)
+            try:
+                again = await self._work(key)
+                self._failures.pop(key, None)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the key is looked at again
+                failures = self._failures[key] = self._failures.get(key, 0) + 1
+                self._failed(key, error, failures)
+                again = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 10)) * random.uniform(0.5, 1.0)
+            finally:
+                self._busy.discard(key)
+            if key in self._again:
+                self._again.discard(key)
+                self.add(key)
+            if again is not None:
+                self.add_after(key, again)

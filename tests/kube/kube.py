@@ -1,0 +1,184 @@
+"""A namespace of a real cluster with an operator of its own, used the way people do: with kubectl."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.images import SHELL
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 90  # seconds; whatever takes longer counts as never
+Json = dict[str, Any]
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Kube:
+    """A cluster: its kubeconfig, and the programs that speak to it."""
+
+    kubeconfig: Path
+    programs: Mapping[str, Path]
+
+    def kubectl(self, *arguments: str, given: object = None, check: bool = True) -> str:
+        """What it printed; raises with what it complained of."""
+        done = self.tried(*arguments, given=given)
+        assert done.returncode == 0 or not check, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def tried(self, *arguments: str, given: object = None) -> subprocess.CompletedProcess[str]:
+        text = given if isinstance(given, str) or given is None else json.dumps(given)
+        command = [str(self.programs["kubectl"]), f"--kubeconfig={self.kubeconfig}", *arguments]
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=PATIENCE + 30)
+
+    def json(self, *arguments: str) -> Json:
+        found: Json = json.loads(self.kubectl("get", *arguments, "-o", "json"))
+        return found
+
+    @contextlib.contextmanager
+    def namespace(self, labels: Mapping[str, str] | None = None) -> Iterator[Place]:
+        """A new namespace, given up (not waited for) in the end."""
+        name = f"test-{os.getpid()}-{next(_numbers)}"
+        meta = {"name": name, "labels": dict(labels or {})}
+        self.kubectl("create", "-f", "-", given={"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
+        self.until_there(name, "serviceaccount", "default")
+        place = Place(self, name)
+        try:
+            yield place
+        finally:
+            place.clear()
+
+    def until_there(self, namespace: str, kind: str, name: str) -> None:
+        self.kubectl("-n", namespace, "wait", f"{kind}/{name}", "--for=create", f"--timeout={PATIENCE}s")
+
+
+@dataclass
+class Place:
+    kube: Kube
+    name: str
+    _tasks: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def kubectl(self, *arguments: str, given: object = None, check: bool = True) -> str:
+        return self.kube.kubectl("-n", self.name, *arguments, given=given, check=check)
+
+    def get(self, *arguments: str) -> Json:
+        return self.kube.json("-n", self.name, *arguments)
+
+    def apply(self, script: str | None = None, **spec: Any) -> str:
+        """Make a Task of the busybox image; returns its name."""
+        name = f"t{next(self._tasks)}"
+        wish: Json = {"image": SHELL, "userId": "ann", "resources": {"cpu": "20m", "memory": "32Mi"}}
+        if script is not None:
+            wish["script"] = script
+        self.kubectl("create", "-f", "-", given=task(name, wish | spec))
+        return name
+
+    def until(self, name: str, phase: str, seconds: int = PATIENCE) -> Json:
+        """The Task once it has come to `phase`."""
+        what = "--for=jsonpath={.status.phase}=" + phase
+        done = self.kube.tried("-n", self.name, "wait", f"ctask/{name}", what, f"--timeout={seconds}s")
+        found = self.get("ctask", name)
+        assert done.returncode == 0, (
+            f"{name} is not {phase}: {json.dumps(found.get('status'), indent=1)}\n{done.stderr}"
+        )
+        return found
+
+    def until_reason(self, name: str, reason: str) -> Json:
+        what = "--for=jsonpath={.status.reason}=" + reason
+        self.kubectl("wait", f"ctask/{name}", what, f"--timeout={PATIENCE}s")
+        return self.get("ctask", name)
+
+    def cancel(self, name: str) -> None:
+        self.kubectl("patch", "ctask", name, "--type=merge", "-p", '{"spec": {"cancelRequested": true}}')
+
+    def until_gone(self, what: str) -> None:
+        self.kubectl("wait", what, "--for=delete", f"--timeout={PATIENCE}s")
+
+    def pods(self) -> list[Json]:
+        found: list[Json] = self.get("pods")["items"]
+        return found
+
+    def clear(self) -> None:
+        """Delete the namespace with what is in it; Pods are let go where no operator does."""
+        self.kubectl("delete", "ctask", "--all", "--wait=false")
+        for pod in self.pods():
+            free = '{"metadata": {"finalizers": null}}'
+            self.kubectl("patch", "pod", pod["metadata"]["name"], "--type=merge", "-p", free, check=False)
+        self.kube.kubectl("delete", "namespace", self.name, "--wait=false")
+
+    @contextlib.contextmanager
+    def operator(self, **settings: str) -> Iterator[Operating]:
+        """A process that leads; ended in the end."""
+        operating = self.start_operator(**settings)
+        try:
+            operating.until_it_says("This operator leads")
+            yield operating
+        finally:
+            operating.stop()
+
+    def start_operator(self, **settings: str) -> Operating:
+        chosen = {"stop_grace_seconds": "2", "image_grace_seconds": "3", "namespace": self.name} | settings
+        environment = {f"CLOUDAI_{name.upper()}": value for name, value in chosen.items()}
+        command = [
+            sys.executable,
+            "-m",
+            "cloudai",
+            "operator",
+            "--port",
+            "0",
+            "--kubeconfig",
+            str(self.kube.kubeconfig),
+        ]
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return Operating(process)
+
+
+@dataclass
+class Operating:
+    process: subprocess.Popen[str]
+
+    def until_it_says(self, words: str) -> None:
+        assert self.process.stdout is not None
+        told = []
+        for line in self.process.stdout:
+            told.append(line)
+            if words in line:
+                return
+        raise AssertionError(f"the operator ended: {''.join(told)}")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        assert self.process.stdout is not None
+        words = self.process.stdout.read()
+        self.process.stdout.close()
+        self.process.wait(PATIENCE)
+        assert "Traceback" not in words, words
+
+
+def task(name: str, spec: Json) -> Json:
+    return {"apiVersion": "cloudai.dev/v1alpha1", "kind": "Task", "metadata": {"name": name}, "spec": spec}
+
+
+def conditions(found: Json) -> dict[str, str]:
+    return {one["type"]: one["status"] for one in found["status"]["conditions"]}

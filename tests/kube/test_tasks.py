@@ -1,0 +1,207 @@
+"""A Task from `kubectl apply` to its end, in every way it can end, on a real node."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from base64 import b64decode
+
+import pytest
+
+from tests.kube.kube import Kube, Place, conditions
+
+STUBBORN = "trap '' TERM; echo ready; while true; do sleep 0.1; done"
+
+
+def log(place: Place, run: str) -> str:
+    """What the archive keeps of an attempt."""
+    kept = place.get("configmap", f"{run}-log")
+    return zlib.decompress(b64decode(kept["binaryData"]["log.zlib"])).decode()
+
+
+def test_a_task_runs_once_and_is_told_of(shared: Place) -> None:
+    name = shared.apply("echo out; echo err >&2")
+    shared.kubectl("wait", "--for=condition=Succeeded", f"ctask/{name}", "--timeout=60s")
+    found = shared.get("ctask", name)
+    status = found["status"]
+    assert (status["phase"], status["exitCode"], status["attempt"], status["node"]) == ("Completed", 0, 1, "real-1")
+    assert conditions(found) == {"Scheduled": "True", "Started": "True", "Succeeded": "True", "Cancelled": "False"}
+    assert status["startedAt"] <= status["finishedAt"]
+    shared.kube.until_there(shared.name, "configmap", f"{name}-1-log")
+    assert log(shared, f"{name}-1") == "out\nerr\n"
+
+
+def test_a_bad_end_has_its_exit_code_and_reason(shared: Place) -> None:
+    found = shared.until(shared.apply("exit 3"), "Failed")
+    assert (found["status"]["exitCode"], found["status"]["reason"]) == (3, "ExitCode")
+    assert conditions(found)["Succeeded"] == "False"
+
+
+def test_a_list_runs_as_given_and_without_a_command_the_image_decides(shared: Place) -> None:
+    name = shared.apply(command=["echo", "a  b", "$HOME"])
+    shared.until(name, "Completed")
+    shared.kube.until_there(shared.name, "configmap", f"{name}-1-log")
+    assert log(shared, f"{name}-1") == "a  b $HOME\n"
+    assert shared.until(shared.apply(), "Completed")["status"]["exitCode"] == 0
+
+
+def test_failures_are_tried_again_as_often_as_wished(shared: Place) -> None:
+    found = shared.until(shared.apply("exit 1", maxRetries=2), "Failed")
+    assert [one["exitCode"] for one in found["status"]["attempts"]] == [1, 1, 1]
+    assert "attempt 3, the last" in found["status"]["message"]
+
+
+def test_a_running_task_is_cancelled_even_if_it_ignores_that(shared: Place) -> None:
+    name = shared.apply(STUBBORN)
+    shared.until(name, "Running")
+    shared.cancel(name)
+    found = shared.until(name, "Cancelled")
+    assert (found["status"]["exitCode"], found["status"]["reason"]) == (137, "Cancelled")
+    assert conditions(found)["Cancelled"] == "True"
+    shared.until_gone(f"pod/{name}-1")
+    assert log(shared, f"{name}-1") == "ready\n"
+
+
+def test_a_task_that_no_node_can_take_says_so_in_the_schedulers_words_and_can_be_cancelled(shared: Place) -> None:
+    name = shared.apply("true", resources={"cpu": "1000", "memory": "1Gi"})
+    found = shared.until_reason(name, "Unschedulable")
+    assert found["status"]["phase"] == "Queued"
+    assert "Insufficient cpu" in found["status"]["message"]
+    assert conditions(found)["Scheduled"] == "False"
+    shared.cancel(name)
+    shared.until(name, "Cancelled")
+    shared.until_gone(f"pod/{name}-1")
+
+
+def test_a_task_that_takes_too_long_is_ended(shared: Place) -> None:
+    found = shared.until(shared.apply("sleep 1000", timeoutSeconds=2), "Failed")
+    assert found["status"]["reason"] == "DeadlineExceeded"
+
+
+def test_a_task_that_takes_too_much_memory_is_ended(shared: Place) -> None:
+    found = shared.until(shared.apply("head -c 200000000 /dev/zero | tail"), "Failed")
+    assert (found["status"]["reason"], found["status"]["exitCode"]) == ("OOMKilled", 137)
+
+
+def test_a_task_that_writes_too_much_is_ended(shared: Place) -> None:
+    limits = {"cpu": "20m", "memory": "32Mi", "storage": "1Mi"}
+    found = shared.until(shared.apply("head -c 9000000 /dev/zero > /big; sleep 1000", resources=limits), "Failed")
+    assert found["status"]["reason"] == "StorageLimitExceeded"
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"image": "Not/A/Name"}, "InvalidImageName"),
+        ({"image": "registry.invalid/nothing:1"}, "ImagePullFailed"),
+        ({"command": ["no-such-program"]}, "CommandNotFound"),
+    ],
+    ids=["name", "pull", "program"],
+)
+def test_what_cannot_start_fails_with_its_reason_and_leaves_no_pod(
+    shared: Place, spec: dict[str, object], reason: str
+) -> None:
+    name = shared.apply(**spec)
+    found = shared.until(name, "Failed")
+    assert found["status"]["reason"] == reason
+    assert found["status"]["message"]
+
+
+def test_a_pod_deleted_by_hand_ends_its_task_with_what_it_said(shared: Place) -> None:
+    name = shared.apply(STUBBORN)
+    shared.until(name, "Running")
+    shared.kubectl("delete", "pod", f"{name}-1", "--wait=false")
+    found = shared.until(name, "Failed")
+    assert (found["status"]["reason"], found["status"]["exitCode"]) == ("ContainerGone", 137)
+    shared.until_gone(f"pod/{name}-1")
+    assert log(shared, f"{name}-1") == "ready\n"
+
+
+def test_an_evicted_task_is_tried_again(shared: Place) -> None:
+    name = shared.apply(f"if [ $CLOUDAI_ATTEMPT = 1 ]; then {STUBBORN}; fi")
+    shared.until(name, "Running")
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": f"{name}-1"}}
+    path = f"/api/v1/namespaces/{shared.name}/pods/{name}-1/eviction"
+    shared.kubectl("create", "--raw", path, "-f", "-", given=eviction)
+    found = shared.until(name, "Completed")
+    assert [one["reason"] for one in found["status"]["attempts"] if "reason" in one] == ["Evicted"]
+    assert found["status"]["attempt"] == 2
+
+
+def test_a_deleted_task_is_stopped_and_leaves_nothing(shared: Place) -> None:
+    name = shared.apply(STUBBORN)
+    shared.until(name, "Running")
+    shared.kubectl("delete", "ctask", name)
+    shared.until_gone(f"pod/{name}-1")
+    left = shared.get("pods,configmaps,ctask")["items"]
+    assert [one["metadata"]["name"] for one in left if name in one["metadata"]["name"].split("-")] == []
+
+
+def test_quota_makes_tasks_wait_and_say_so(place: Place) -> None:
+    hard = {"spec": {"hard": {"pods": "1"}}}
+    place.kubectl(
+        "create", "-f", "-", given={"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}} | hard
+    )
+    place.kubectl("wait", "--for=jsonpath={.status.hard.pods}=1", "resourcequota/q", "--timeout=60s")
+    with place.operator():
+        first = place.apply(STUBBORN)
+        place.until(first, "Running")
+        second = place.apply("true")
+        found = place.until_reason(second, "QuotaExceeded")
+        assert found["status"]["phase"] == "Queued"
+        assert "exceeded quota" in found["status"]["message"]
+        place.cancel(first)
+        place.until(second, "Completed")
+
+
+def test_a_pod_against_the_rules_of_its_namespace_fails_and_says_so(kube: Kube) -> None:
+    with kube.namespace({"pod-security.kubernetes.io/enforce": "restricted"}) as place, place.operator():
+        found = place.until(place.apply("true"), "Failed")
+        assert found["status"]["reason"] == "PodRefused"
+        assert "violates PodSecurity" in found["status"]["message"]
+        user = {"runAsNonRoot": True, "runAsUser": 1000}
+        place.until(place.apply("true", pod={"securityContext": user}), "Completed")
+
+
+def test_what_happened_while_no_operator_ran_is_made_good(place: Place) -> None:
+    with place.operator():
+        ending, going = place.apply("until [ -e /tmp/x ]; do sleep 3; break; done"), place.apply(STUBBORN)
+        place.until(ending, "Running")
+        place.until(going, "Running")
+    cancelled, late = place.apply("true"), place.apply("true")
+    place.cancel(cancelled)
+    place.cancel(going)
+    place.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{ending}-1", "--timeout=60s")
+    with place.operator():
+        place.until(ending, "Completed")
+        place.until(going, "Cancelled")
+        place.until(cancelled, "Cancelled")
+        place.until(late, "Completed")
+    assert not [pod for pod in place.pods() if pod["metadata"]["name"] == f"{cancelled}-1"]
+
+
+def test_it_reads_well_in_kubectl(shared: Place) -> None:
+    name = shared.apply("exit 7")
+    shared.until(name, "Failed")
+    wide = shared.kubectl("get", "ctask", name, "-o", "wide").splitlines()
+    assert wide[0].split() == [
+        "NAME",
+        "PHASE",
+        "REASON",
+        "EXIT",
+        "NODE",
+        "AGE",
+        "USER",
+        "IMAGE",
+        "CPU",
+        "MEMORY",
+        "GPU",
+        "ATTEMPT",
+        "MESSAGE",
+    ]
+    described = shared.kubectl("describe", "ctask", name)
+    assert "ExitCode" in described
+    assert "The command ended with exit code 7" in described
+    for field in ("spec.resources.cpu", "spec.script", "status.conditions", "spec.cancelRequested"):
+        assert "DESCRIPTION" in shared.kubectl("explain", f"ctask.{field}")
+    assert json.loads(shared.kubectl("get", "ctask", "--field-selector=status.phase=Failed", "-o", "json"))["items"]

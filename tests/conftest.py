@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cluster import cluster as clusters
+from tests.cluster.binaries import Missing, programs
+from tests.cluster.images import load_busybox
 from tests.engines import missing
 from tests.engines.dockerd import PrivateDocker, answers
 from tests.engines.images import build_busybox
 from tests.engines.postgres import Postgres
 from tests.engines.registry import running_registry
+from tests.kube.kube import Kube
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +62,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=True)
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.fixture(scope="session")
+def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
+    """The cluster that CLOUDAI_TEST_KUBECONFIG names, else one of the tests' own."""
+    named = os.environ.get("CLOUDAI_TEST_KUBECONFIG")
+    if named:
+        found = {name: Path(path) for name in ("kubectl", "helm") if (path := shutil.which(name))}
+        cluster = Kube(Path(named), found)
+        cluster.prepare()
+        yield cluster
+        return
+    try:
+        built = programs()
+        own = clusters.start(tmp_path_factory.mktemp("cluster") / "files", built)
+    except Missing as lacking:
+        missing("A Kubernetes", str(lacking))
+    try:
+        load_busybox(own)
+        cluster = Kube(own.kubeconfig, built)
+        cluster.prepare()
+        yield cluster
+    finally:
+        own.stop()

@@ -135,7 +135,7 @@ def _paths(store: FacadeStore, settings: Settings, changes: Changes, metrics: Me
             Path("/healthz", {"GET": health.healthz}),
             Path("/readyz", {"GET": health.readyz}),
             Path("/metrics", {"GET": health.metrics}),
-            Path("/openapi.json", {"GET": openapi.serve}),
+            Path("/openapi.json", {"GET": openapi.page(whole_gpus=store.agents is None)}),
             Path("/docs", {"GET": docs_page.serve}),
         ]
     )

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from cloudai.api import models
 from cloudai.api.operations import OPERATIONS, Operation
-from cloudai.api.routing import Request
+from cloudai.api.routing import Handler, Request
 from cloudai.errors import HTTP_STATUS, MEANING, Code
 
 _REF = "#/components/schemas/{model}"
@@ -26,8 +26,8 @@ _ANYWHERE = (Code.INVALID_REQUEST, Code.FORBIDDEN_HOST, Code.FORBIDDEN_ORIGIN, C
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
 
 
-def document() -> dict[str, Any]:
-    """The whole document as JSON values."""
+def document(*, whole_gpus: bool = False) -> dict[str, Any]:
+    """The whole document as JSON values. `whole_gpus`: for a store that hands out no part of a GPU."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
@@ -35,16 +35,18 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": _INFO,
         "paths": paths,
-        "components": {"schemas": _schemas()},
+        "components": {"schemas": _schemas(whole_gpus)},
     }
 
 
-def _schemas() -> dict[str, Any]:
+def _schemas(whole_gpus: bool) -> dict[str, Any]:
     bodies: list[tuple[type[BaseModel], Any]] = [(models.TaskRequest, "validation")]
     answers = {operation.answer for operation in OPERATIONS if operation.answer} | {models.ErrorAnswer}
     bodies += [(model, "serialization") for model in sorted(answers, key=lambda model: model.__name__)]
     _, definitions = models_json_schema(bodies, ref_template=_REF)
     schemas: dict[str, Any] = definitions["$defs"]
+    if whole_gpus:
+        schemas["TaskRequest"]["properties"]["req_gpu"]["multipleOf"] = 1
     schemas["ErrorBody"]["properties"]["code"]["enum"] = [code.value for code in Code]
     return dict(sorted(schemas.items()))
 
@@ -107,9 +109,14 @@ def _responses(it: Operation) -> dict[str, Any]:
 
 
 @cache
-def encoded() -> bytes:
-    return orjson.dumps(document())
+def encoded(whole_gpus: bool) -> bytes:
+    return orjson.dumps(document(whole_gpus=whole_gpus))
 
 
-async def serve(_: Request) -> Response:
-    return Response(encoded(), media_type="application/json")
+def page(*, whole_gpus: bool) -> Handler:
+    """What answers with the document."""
+
+    async def serve(_: Request) -> Response:
+        return Response(encoded(whole_gpus), media_type="application/json")
+
+    return serve

@@ -63,25 +63,20 @@ async def _operate(api: Api, settings: Settings, listener: socket.socket, stop: 
         if not await _unless(stop, leader.acquire()):
             return
         click.echo("This operator leads")
-        ended = asyncio.Event()
-        works = [
-            asyncio.ensure_future(leader.keep()),
-            asyncio.ensure_future(operator.run()),
-            asyncio.ensure_future(feed(operator, api, settings.namespace, ended)),
-        ]
+        works = [leader.keep(), operator.run(), feed(operator, api, settings.namespace)]
+        keeping, *acting = [asyncio.ensure_future(work) for work in works]
         stopping = asyncio.ensure_future(stop.wait())
         try:
-            await asyncio.wait([stopping, *works], return_when=asyncio.FIRST_COMPLETED)
-            for work in works:
+            await asyncio.wait([keeping, stopping, *acting], return_when=asyncio.FIRST_COMPLETED)
+            for work in (keeping, *acting):
                 if work.done():
                     work.result()
-            if works[0].done() and not stop.is_set():
+            if keeping.done():
                 raise LeadLost
         finally:
-            ended.set()
-            for ending in (*works[:2], stopping):
+            for ending in (keeping, stopping, *acting):
                 ending.cancel()
-            await asyncio.gather(stopping, *works, return_exceptions=True)
+            await asyncio.gather(keeping, stopping, *acting, return_exceptions=True)
             await leader.release()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Any
 
 import kopf
@@ -20,8 +21,24 @@ KEY_WORKERS = 100  # of kopf: they only pass keys on
 IDLE_SECONDS = 0.2  # after which kopf forgets an object's worker; its throughput is at most workers / idle
 
 
-async def feed(operator: Operator, api: Api, namespace: str, stop: asyncio.Event) -> None:
-    """Tell `operator` of events until `stop` or a signal: kopf takes the process's over. Raises what ends kopf."""
+async def feed(operator: Operator, api: Api, namespace: str) -> None:
+    """Tell `operator` of events until cancelled. Raises what ends kopf.
+
+    kopf has a thread and an event loop of its own: it takes over the signals of the main one, and when it ends it waits
+    for every task of its loop.
+    """
+    loop, stop = asyncio.get_running_loop(), threading.Event()
+    running = loop.run_in_executor(None, lambda: asyncio.run(_follow(operator, api, namespace, loop, stop)))
+    try:
+        await asyncio.shield(running)
+    finally:
+        stop.set()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def _follow(
+    operator: Operator, api: Api, namespace: str, loop: asyncio.AbstractEventLoop, stop: threading.Event
+) -> None:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -30,13 +47,14 @@ async def feed(operator: Operator, api: Api, namespace: str, stop: asyncio.Event
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def task(event: Any, **_: Any) -> None:
-        operator.task_told(event["type"], dict(event["object"]))
+        loop.call_soon_threadsafe(operator.task_told, event["type"], dict(event["object"]))
 
     @kopf.on.event("", "v1", "pods", labels={TASK_LABEL: kopf.PRESENT}, registry=registry)
     async def pod(event: Any, **_: Any) -> None:
-        operator.pod_told(event["type"], dict(event["object"]))
+        loop.call_soon_threadsafe(operator.pod_told, event["type"], dict(event["object"]))
 
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # that it has no signals is as it shall be
     await kopf.operator(registry=registry, settings=settings(), namespaces=[namespace], standalone=True, stop_flag=stop)
 
 

@@ -16,7 +16,7 @@ import uvicorn
 from cloudai.api.app import create_app
 from cloudai.resources import Resources, Run, RunPhase, Task, TaskStatus, Worker, run_id
 from cloudai.settings import Settings
-from cloudai.store.protocol import RunReport, Store
+from cloudai.store.protocol import FacadeStore, RunReport
 from cloudai.store.sql import SqlStore, open_store
 
 BODY: dict[str, Any] = {
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(store: Store, settings: Settings, port: int = 0) -> AsyncIterator[Server]:
+async def serving(store: FacadeStore, settings: Settings, port: int = 0) -> AsyncIterator[Server]:
     listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(
         create_app(store, settings),

@@ -160,7 +160,8 @@ def _namespaces(directory: Path, dies_with_us: bool) -> Cluster:
     command += ["tini", "-s", "--", "sleep", "infinity"]
     if dies_with_us:
         command = ["setpriv", "--pdeathsig", "KILL", *command]
-    outer = subprocess.Popen(command, start_new_session=True)
+    with (directory / "first.log").open("wb") as out:
+        outer = subprocess.Popen(command, start_new_session=True, stderr=out)
     children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
     _until("the namespaces are made", lambda: bool(children.read_text().split()))
     first = int(children.read_text().split()[0])

@@ -40,6 +40,11 @@ class Kube:
         command = [str(self.programs["kubectl"]), f"--kubeconfig={self.kubeconfig}", *arguments]
         return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=PATIENCE + 30)
 
+    def prepare(self) -> None:
+        """The Task resource is known."""
+        self.kubectl("apply", "-f", str(ROOT / "manifests" / "crds"))
+        self.kubectl("wait", "--for=condition=Established", "crd/tasks.cloudai.dev", "--timeout=60s")
+
     def json(self, *arguments: str) -> Json:
         found: Json = json.loads(self.kubectl("get", *arguments, "-o", "json"))
         return found
@@ -126,18 +131,10 @@ class Place:
             operating.stop()
 
     def start_operator(self, **settings: str) -> Operating:
-        chosen = {"stop_grace_seconds": "2", "image_grace_seconds": "3", "namespace": self.name} | settings
+        chosen = {"stop_grace_seconds": "2", "image_grace_seconds": "3", "namespace": self.name}
+        chosen |= {"kubeconfig": str(self.kube.kubeconfig)} | settings
         environment = {f"CLOUDAI_{name.upper()}": value for name, value in chosen.items()}
-        command = [
-            sys.executable,
-            "-m",
-            "cloudai",
-            "operator",
-            "--port",
-            "0",
-            "--kubeconfig",
-            str(self.kube.kubeconfig),
-        ]
+        command = [sys.executable, "-m", "cloudai", "operator", "--port", "0"]
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -170,6 +167,8 @@ class Operating:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         assert self.process.stdout is not None
+        if self.process.stdout.closed:
+            return
         words = self.process.stdout.read()
         self.process.stdout.close()
         self.process.wait(PATIENCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from base64 import b64decode
+from typing import Any
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_a_task_that_writes_too_much_is_ended(shared: Place) -> None:
     ids=["name", "pull", "program"],
 )
 def test_what_cannot_start_fails_with_its_reason_and_leaves_no_pod(
-    shared: Place, spec: dict[str, object], reason: str
+    shared: Place, spec: dict[str, Any], reason: str
 ) -> None:
     name = shared.apply(**spec)
     found = shared.until(name, "Failed")

@@ -163,7 +163,7 @@ async def connect(settings: Settings) -> Api:
     except (ConfigException, OSError, ValueError) as error:
         raise NoCluster(f"no Kubernetes cluster: {error}; name a kubeconfig with --kubeconfig or KUBECONFIG") from None
     configuration.connection_pool_maxsize = CONNECTIONS
-    configuration.retries = False
+    configuration.retries = None
     return Api(ApiClient(configuration))
 
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 from cloudai.errors import CloudAIError, Code, invalid, task_not_found, unavailable
-from cloudai.resources import Run, Task, TaskSpec, TaskStatus, WorkerState
+from cloudai.resources import Reason, Run, Task, TaskSpec, TaskStatus, WorkerState
 from cloudai.settings import Settings
 from cloudai.store.kube.api import Api, ApiError, Json, as_unavailable, connect
 from cloudai.store.kube.cache import NodeCache, PodCache, TaskCache
@@ -28,7 +28,7 @@ from cloudai.store.protocol import Change, Idempotency, Lease, LogSlice, TaskPag
 
 SYNC_SECONDS = 30.0  # how long a start may take until everything was listed once
 POLL_SECONDS = 10.0  # between looks at the nodes' leases and usage
-CANCEL_SECONDS = 3.0  # how long a cancel of a task that never started waits for the operator's word
+CANCEL_SECONDS = 1.0  # how long a cancel of a task that never started waits for the operator's word
 SUBMIT = f"{GROUP}/submit"  # annotation: which request made the Task
 LEASES = "/apis/coordination.k8s.io/v1/namespaces"
 
@@ -178,9 +178,10 @@ class KubernetesStore:
         """A queued task with the scheduler's present words; what is stored is when they were first said."""
         if task.status is not TaskStatus.QUEUED:
             return task
-        run = self._pods.run(f"{task.task_id}-{task.attempt + 1}") or self._pods.run(f"{task.task_id}-{task.attempt}")
+        run = self._pods.run(f"{task.task_id}-{task.attempt + 1}")
         if run is None or run.phase.terminal or run.worker_id or run.message is None:
-            return task
+            words = task.message or "Waits for the operator to make its Pod."
+            return replace(task, reason=task.reason or Reason.WAITING_FOR_CAPACITY, message=words)
         return replace(task, reason=run.reason, message=run.message)
 
     async def get_tasks(self, task_ids: Sequence[str]) -> dict[str, Task]:

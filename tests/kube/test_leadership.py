@@ -1,0 +1,102 @@
+"""Several operators: one leads, another one takes over, and whatever happens to them every task runs once."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+
+from tests.cluster.images import SHELL
+from tests.kube.kube import Operating, Place, task
+
+TASKS = 200
+KILLS = 3
+ON_PLAYED_NODES = {
+    "nodeSelector": {"type": "played"},
+    "tolerations": [{"key": "played", "operator": "Exists"}],
+}
+
+
+def test_when_the_leader_is_killed_another_operator_takes_over(place: Place) -> None:
+    with place.operator() as leading:
+        waiting = place.start_operator()
+        try:
+            going = place.apply("sleep 20")
+            place.until(going, "Running")
+            leading.kill()
+            late = place.apply("true")
+            waiting.until_it_says("This operator leads")
+            place.until(late, "Completed")
+            assert place.until(going, "Completed")["status"]["attempt"] == 1
+        finally:
+            waiting.stop()
+
+
+def test_an_operator_that_ends_lets_another_one_lead_at_once(place: Place) -> None:
+    with place.operator() as leading:
+        waiting = place.start_operator()
+        try:
+            leading.stop()
+            waiting.until_it_says("This operator leads")
+            place.until(place.apply("true"), "Completed")
+        finally:
+            waiting.stop()
+
+
+def test_leaders_killed_at_random_instants_run_every_task_once(place: Place) -> None:
+    chance = random.Random(4)
+    pods = Watched(place)
+    spec = {"image": SHELL, "userId": "ann", "resources": {"cpu": "10m", "memory": "16Mi"}, "pod": ON_PLAYED_NODES}
+    tasks = {"apiVersion": "v1", "kind": "List", "items": [task(f"n{number}", spec) for number in range(TASKS)]}
+    operators: list[Operating] = [place.start_operator()]
+    try:
+        operators[-1].until_it_says("This operator leads")
+        making = threading.Thread(target=place.kubectl, args=("create", "-f", "-"), kwargs={"given": tasks})
+        making.start()
+        for _ in range(KILLS):
+            operators.append(place.start_operator())
+            pods.until(len(pods.seen) + chance.randrange(1, TASKS // (KILLS + 1)))
+            operators[-2].kill()
+            operators[-1].until_it_says("This operator leads")
+        making.join()
+        place.kubectl("wait", "--for=condition=Succeeded", "ctask", "--all", "--timeout=120s")
+    finally:
+        for operator in operators:
+            operator.stop()
+        seen = pods.stop()
+    assert len(seen) == TASKS
+    assert {name for name, _ in seen} == {f"n{number}-1" for number in range(TASKS)}
+
+
+class Watched:
+    """Every Pod of a namespace that ever was: its name and uid."""
+
+    def __init__(self, place: Place) -> None:
+        columns = "custom-columns=NAME:.metadata.name,UID:.metadata.uid"
+        kubectl = [str(place.kube.programs["kubectl"]), f"--kubeconfig={place.kube.kubeconfig}", "-n", place.name]
+        command = [*kubectl, "get", "pods", "--watch", "--no-headers", "-o", columns]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.seen: set[tuple[str, str]] = set()
+        self._more = threading.Condition()
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            name, uid = line.split()
+            with self._more:
+                self.seen.add((name, uid))
+                self._more.notify_all()
+
+    def until(self, count: int) -> None:
+        with self._more:
+            assert self._more.wait_for(lambda: len(self.seen) >= min(count, TASKS), timeout=90)
+
+    def stop(self) -> set[tuple[str, str]]:
+        self.process.terminate()
+        self.process.wait()
+        self._thread.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return self.seen

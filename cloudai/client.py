@@ -15,6 +15,7 @@ from urllib.parse import quote
 import httpx
 
 from cloudai.documents import body_of, task_of, worker_of
+from cloudai.errors import task_not_found
 from cloudai.resources import Task, TaskSpec, TaskStatus, WorkerState
 from cloudai.store.protocol import Idempotency, LogSlice, TaskPage, TaskQuery
 from cloudai.transport import Transport
@@ -109,4 +110,7 @@ def log_query(attempt: int | None, offset: int) -> dict[str, Any]:
 
 
 def task_path(task_id: str) -> str:
+    """Raises TASK_NOT_FOUND for what would lead to another path."""
+    if not task_id or "/" in task_id:
+        raise task_not_found(task_id)
     return f"/api/tasks/{quote(task_id, safe='')}"

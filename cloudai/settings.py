@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     )
     lease_seconds: float = _setting(
         300.0,
-        "How long a worker may be cut off before its tasks count as lost; inf for never.",
+        "How long a worker may be cut off before its tasks count as lost, three heartbeats at least; inf for never.",
         "api",
         "controller",
         gt=0,
@@ -106,7 +106,11 @@ class Settings(BaseSettings):
 
     # Facade
     allowed_hosts: str = _setting(
-        "", "Further Host names to accept, comma separated, when the API is bound to loopback; * accepts any.", "api"
+        "",
+        "Further Host names to accept, comma separated, when the API is bound to loopback; * accepts any.",
+        "api",
+        pattern=r"^[^/\s]*(, *[^/\s]+)*$",
+        form="names such as cloudai.example.org, separated by commas",
     )
     trusted_proxies: str = _setting(
         "", "Addresses or networks, comma separated, whose X-Forwarded-For header is believed.", "api"
@@ -167,7 +171,11 @@ class Settings(BaseSettings):
         None, "Number of GPUs offered; default those the NVIDIA driver shows.", "agent", ge=0, le=64
     )
     advertise_address: str | None = _setting(
-        None, "Address reported as worker_ip; default is the one that reaches the server.", "agent"
+        None,
+        "Address reported as worker_ip; default is the one that reaches the server.",
+        "agent",
+        pattern=r"^[^\s/]+$",
+        form="an address or a host name",
     )
     health_port: int = _setting(
         50052, "Port of the agent's health and metrics endpoint; 0 takes a free one.", "agent", ge=0, le=65535
@@ -206,9 +214,14 @@ def load(flags: Mapping[str, Any] | None = None) -> Settings:
     refuse_unknown(os.environ)
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     try:
-        return Settings(**given)
+        settings = Settings(**given)
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(wrong, given) for wrong in error.errors())) from None
+    if settings.lease_seconds < 3 * settings.heartbeat_seconds:
+        place = flag("lease_seconds") if "lease_seconds" in given else variable("lease_seconds")
+        least = f"{3 * settings.heartbeat_seconds:g}, three times {variable('heartbeat_seconds')}"
+        raise SettingsError(f"{place} must be at least {least}, or workers that are well lose their tasks")
+    return settings
 
 
 def _sentence(wrong: ErrorDetails, flags: Mapping[str, Any]) -> str:

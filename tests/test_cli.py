@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socketserver
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import click
 import pytest
@@ -99,8 +102,65 @@ def test_the_server_comes_from_the_environment() -> None:
     assert NOWHERE in cloudai("ps", CLOUDAI_SERVER=NOWHERE).output
 
 
-def test_a_server_that_is_no_url_is_wrong_usage() -> None:
-    assert cloudai("ps", "--server", "localhost:8080").exit_code == 2
+@pytest.mark.parametrize(
+    "url",
+    [
+        "master-node:8080",
+        "http://",
+        "http://a b",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:-5",
+        "http://[::1",
+        "http://xn--/",
+    ],
+)
+def test_a_server_that_is_no_url_is_wrong_usage(url: str) -> None:
+    result = cloudai("ps", "--server", url)
+    assert result.exit_code == 2
+    assert "http://master-node:8080" in result.output
+
+
+@pytest.mark.parametrize("key", ["", "a b", "a\nb", "ключ", "x" * 256])
+def test_an_idempotency_key_that_no_header_can_hold_is_wrong_usage(key: str) -> None:
+    result = cloudai("submit", "-i", "image", "--idempotency-key", key)
+    assert result.exit_code == 2
+    assert "visible ASCII" in result.output
+
+
+@pytest.mark.parametrize(
+    "command", [["submit", "-i", "image", "caf\udce9"], ["get", "\udcff"], ["ps", "--user", "\udcff"]]
+)
+def test_an_argument_that_is_no_text_is_wrong_usage(command: list[str]) -> None:
+    result = cloudai(*command, "--server", NOWHERE) if command[0] != "submit" else cloudai(*command)
+    assert result.exit_code == 2
+    assert "UTF-8" in result.output
+
+
+@pytest.mark.parametrize("task_id", ["", "../../etc", "a/b"])
+@pytest.mark.parametrize("command", ["get", "cancel", "wait", "logs"])
+def test_what_cannot_be_a_task_is_not_found(command: str, task_id: str) -> None:
+    result = cloudai(command, "--server", NOWHERE, task_id)
+    assert (result.exit_code, result.output[:14]) == (1, "Task not found")
+
+
+def test_output_that_cannot_be_written_is_told() -> None:
+    with Path("/dev/full").open("w") as full, socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Empty) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        command = [sys.executable, "-m", "cloudai", "ps", "-a", "--server", url]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+        server.shutdown()
+    assert (done.returncode, done.stderr) == (1, "The output cannot be written: No space left on device\n")
+
+
+class _Empty(socketserver.StreamRequestHandler):
+    """An API without tasks."""
+
+    def handle(self) -> None:
+        while self.rfile.readline().strip():
+            pass
+        body = b'{"tasks": [], "total": 0, "limit": 50, "offset": 0}'
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
 
 @pytest.mark.parametrize("amount", ["nan", "inf", "much"])

@@ -231,6 +231,16 @@ def test_docker_without_an_engine_is_refused(data_dir: Path, monkeypatch: pytest
     assert "--runtime process" in refused(data_dir, "--runtime", "docker", "--port", "0")
 
 
+@pytest.mark.parametrize("content", [None, b"no database" * 500], ids=["a directory", "another file"])
+def test_a_store_that_cannot_be_opened_is_refused(data_dir: Path, content: bytes | None) -> None:
+    place = data_dir / "cloudai.db"
+    data_dir.mkdir(exist_ok=True)
+    place.mkdir() if content is None else place.write_bytes(content)
+    said = refused(data_dir, "--port", "0")
+    assert "cannot open the store" in said
+    assert "Traceback" not in said
+
+
 def test_a_data_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "--data-dir" in refused(tmp_path / "file" / "data", "--port", "0")

@@ -82,6 +82,12 @@ def test_a_bad_flag_is_told_in_a_sentence(name: str, value: str, words: str) -> 
     assert words in complaint(**{name: value})
 
 
+def test_a_lease_shorter_than_three_heartbeats_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--lease-seconds must be at least 60"):
+        load({"heartbeat_seconds": 20.0, "lease_seconds": 59.0})
+    assert load({"heartbeat_seconds": 20.0, "lease_seconds": 60.0}).lease_seconds == 60
+
+
 def test_every_wrong_setting_is_told_at_once() -> None:
     assert complaint(port="x", cpu="-1").count("must be") == 2
 

@@ -202,7 +202,8 @@ class _Refusal(Exception):
 
 def _refusal(error: InvalidStatus) -> Exception:
     if error.response.status_code == 401:
-        return _Refusal("the server does not know this join token: make one with `cloudai token create` and restart")
+        words = "make one with `cloudai token create` and start this agent with it; meanwhile it tries again"
+        return _Refusal(f"the server does not know this join token: {words}")
     with contextlib.suppress(UnicodeDecodeError):
         return ConnectionError(f"HTTP {error.response.status_code} {bytes(error.response.body).decode()[:200]}")
     return ConnectionError(f"HTTP {error.response.status_code}")

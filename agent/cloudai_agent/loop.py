@@ -329,10 +329,11 @@ class Agent:
         assert watched.container is not None
         if self._memory.lease.over(clock()):
             return
+        asked_at = _now()  # a start that is told too early by a moment never lies after the end
         await self._call(self._runtime.start, watched.run_id)
         metrics.STARTED.inc()
         # An event may have told its end already; then the look that follows knows better.
-        watched.container = replace(watched.container, state=ContainerState.RUNNING, started_at=_now())
+        watched.container = replace(watched.container, state=ContainerState.RUNNING, started_at=asked_at)
         self._known.follow(watched)
 
     async def _stop(self, watched: Watched, cause: Cause | None) -> None:

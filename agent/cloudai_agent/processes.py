@@ -118,8 +118,11 @@ def ended_by(home: Path) -> tuple[int, int, str | None]:
     try:
         return int(path.read_text()), path.stat().st_mtime_ns // 1_000_000, None
     except (FileNotFoundError, ValueError):
-        latest = max(part.stat().st_mtime_ns for part in (home / "pid", home / "log"))
-        return KILLED, latest // 1_000_000, "its processes were ended from outside, or the machine was restarted"
+        noticed = home / "killed"  # who looks first says when
+        if not noticed.exists():
+            noticed.touch()
+        words = "its processes were ended from outside, or the machine was restarted"
+        return KILLED, noticed.stat().st_mtime_ns // 1_000_000, words
 
 
 def processes_of(home: Path, shim: Shim) -> Iterator[psutil.Process]:

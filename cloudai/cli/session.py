@@ -6,12 +6,14 @@ import asyncio
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import click
+import httpx
 
 from cloudai.client import Client
 from cloudai.errors import CloudAIError
@@ -57,6 +59,24 @@ def _refuse_unknown() -> None:
             raise click.UsageError(str(error)) from None
 
 
+def _is_url(text: str) -> bool:
+    try:
+        url = httpx.URL(text)
+        reachable = bool(url.host) and (url.port is None or 0 < url.port < 65536)
+        return url.scheme in ("http", "https") and reachable and not re.search(r"\s", text)
+    except (httpx.InvalidURL, ValueError):
+        return False
+
+
+def _refuse_undecodable(arguments: dict[str, Any]) -> None:
+    """Bytes that are no UTF-8 cannot be said to the API."""
+    for name, value in arguments.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            shown = part.encode(errors="backslashreplace").decode() if isinstance(part, str) else part
+            if shown != part:
+                raise click.UsageError(f"{name.replace('_', '-')} is not UTF-8 text: {shown}")
+
+
 def client_command(body: Command) -> Callable[..., None]:
     """Give a command `--server`, a Session as its first argument, and an exit status (what the body returns; None is 0)."""
 
@@ -70,8 +90,9 @@ def client_command(body: Command) -> Callable[..., None]:
     @functools.wraps(body)
     def command(server: str, as_json: bool = False, **arguments: Any) -> None:
         _refuse_unknown()
-        if not server.startswith(("http://", "https://")):
+        if not _is_url(server):
             raise click.UsageError(f"--server must be a URL such as http://master-node:8080, not {server!r}")
+        _refuse_undecodable(arguments)
         try:
             status = asyncio.run(_in_session(body, server, as_json, arguments))
         except KeyboardInterrupt:
@@ -81,6 +102,11 @@ def client_command(body: Command) -> Callable[..., None]:
             status = UNREACHABLE
         except CloudAIError as error:
             click.echo(one_line(error), err=True)
+            status = REFUSED
+        except BrokenPipeError:
+            raise  # whoever read has had enough
+        except OSError as error:
+            click.echo(f"The output cannot be written: {error.strerror}", err=True)
             status = REFUSED
         sys.exit(status or 0)
 

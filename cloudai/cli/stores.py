@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,7 +28,7 @@ async def opened_facade_store(settings: Settings) -> AsyncIterator[FacadeStore]:
         from cloudai.store.kube.store import open_kubernetes
     except ImportError as error:
         raise StartRefused(
-            f"--store kubernetes needs more libraries: pip install 'cloudai[kubernetes]' ({error})"
+            f"--store kubernetes needs more libraries: pip install '.[kubernetes]' in its directory ({error})"
         ) from None
     try:
         served = await open_kubernetes(settings)
@@ -45,7 +46,7 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
         make_dir(settings.data_dir)
     try:
         store = await open_store(settings.url)
-    except (CloudAIError, SchemaTooNew, SQLAlchemyError, OSError, ValueError) as error:
+    except (CloudAIError, SchemaTooNew, SQLAlchemyError, sqlite3.Error, OSError, ValueError) as error:
         raise StartRefused(f"cannot open the store {shown(settings.url)}: {_first_line(error)}") from error
     try:
         yield store

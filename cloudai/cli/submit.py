@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import math
+import re
 import secrets
 from typing import Any
 
@@ -20,6 +21,12 @@ def finite(_: click.Context, parameter: click.Parameter, value: float | None) ->
     return value
 
 
+def visible(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", value):
+        raise click.BadParameter("must be 1 to 255 visible ASCII characters", param=parameter)
+    return value
+
+
 def this_user() -> str:
     try:
         return getpass.getuser()
@@ -27,7 +34,7 @@ def this_user() -> str:
         return "unknown"
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command(context_settings={"allow_interspersed_args": False})  # what follows the first word is the task's
 @click.option("-i", "--image", required=True, help="Image to run.")
 @click.option("--cpu", type=float, default=1, show_default=True, callback=finite, help="Cores; also the limit.")
 @click.option("--memory", type=float, default=0.25, show_default=True, callback=finite, help="GiB; also the limit.")
@@ -43,10 +50,12 @@ def this_user() -> str:
     "--max-retries", type=int, help="Further attempts, whatever ended one  [default: 1 for a lost worker, 0 else]"
 )
 @click.option(
-    "--idempotency-key", help="Repeating a submit with the same key makes no second task  [default: a new key]"
+    "--idempotency-key",
+    callback=visible,
+    help="Repeating a submit with the same key makes no second task  [default: a new key]",
 )
 @click.option("--wait", is_flag=True, help="Show its logs, then exit with its exit status.")
-@click.argument("command", nargs=-1)
+@click.argument("command", nargs=-1, metavar="[--] [COMMAND]...")
 @json_flag
 @client_command
 async def submit(

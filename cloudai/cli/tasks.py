@@ -7,6 +7,7 @@ import click
 from cloudai.cli.follow import ended, exit_status, follow, verdict, write
 from cloudai.cli.output import now, task_details, task_table
 from cloudai.cli.session import Session, client_command, json_flag
+from cloudai.client import task_path
 from cloudai.resources import TaskStatus
 
 ACTIVE = (TaskStatus.RUNNING, TaskStatus.PENDING, TaskStatus.QUEUED)
@@ -66,7 +67,7 @@ async def logs(session: Session, task_id: str, following: bool, attempt: int | N
 async def cancel(session: Session, task_ids: tuple[str, ...]) -> None:
     """End tasks. The answer comes at once; a task reads `cancelled` once its container is gone."""
     for task_id in task_ids:
-        answer = await session.client.post(f"/api/tasks/{task_id}/cancel")
+        answer = await session.client.post(f"{task_path(task_id)}/cancel")
         session.show(answer, f"{task_id}: {answer['message']}")
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -64,11 +67,10 @@ def welcome(settings: Settings, url: str, worker: LocalWorker | None) -> str:
     lines += [f"  WARNING   {warning}" for warning in warnings] + [""] * bool(warnings)
     if url != DEFAULT_URL:
         lines.append(f"  First     export CLOUDAI_SERVER={url}")
-    lines += [
-        "  Try       cloudai submit --wait -i busybox -- 'echo hello from $(hostname)'",
-        "            cloudai ps -a",
-        "  Stop      Ctrl-C",
-    ]
+    command = "cloudai" if shutil.which("cloudai") else os.path.relpath(sys.argv[0])
+    if worker is not None:
+        lines.append(f"  Try       {command} submit --wait -i busybox -- 'echo hello from $(hostname)'")
+    lines += [f"  {'Try' if worker is None else '':<10}{command} ps -a", "  Stop      Ctrl-C"]
     return "\n".join(lines)
 
 

@@ -30,6 +30,7 @@ async def test_runs_placed_one_after_the_other_all_end(tmp_path: Path) -> None:
         for number, run in enumerate(runs):
             ended = await place.until(run, *ENDS)
             assert ended.exit_code == number % 3
+            assert (ended.started_at or 0) <= (ended.finished_at or 0)
             assert await place.log(run) == f"{number}\n"
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,10 +113,12 @@ def test_a_shim_that_was_killed_tells_of_it_and_leaves_nobody(on_processes: Benc
     command = psutil.Process(int(next(iter(runtime.read_log(run_id, 0)))))
     shim = Shim.of(home_of(on_processes, run_id))
     assert shim is not None
+    killed_at = time.time_ns() // 1_000_000 - 10  # file times are those of a coarser clock
     os.kill(shim.pid, signal.SIGKILL)
     end = ended(runtime, run_id)
     assert end.exit_code == 137
     assert end.error
+    assert (end.finished_at or 0) >= killed_at
     assert not command.is_running() or command.status() == psutil.STATUS_ZOMBIE
 
 

@@ -19,6 +19,7 @@ import orjson
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config.config_exception import ConfigException
+from yaml import YAMLError
 
 from cloudai.errors import CloudAIError, unavailable
 from cloudai.settings import Settings
@@ -155,13 +156,16 @@ async def connect(settings: Settings) -> Api:
     """Raises NoCluster where neither a kubeconfig nor a service account leads anywhere."""
     configuration = Configuration()
     try:
+        if settings.kubeconfig is not None and not settings.kubeconfig.is_file():
+            raise NoCluster(f"--kubeconfig {settings.kubeconfig}: no such file")
         if settings.kubeconfig is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
             config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         else:
             path = None if settings.kubeconfig is None else str(settings.kubeconfig)
             await config.load_kube_config(config_file=path, client_configuration=configuration)  # type: ignore[no-untyped-call]
-    except (ConfigException, OSError, ValueError) as error:
-        raise NoCluster(f"no Kubernetes cluster: {error}; name a kubeconfig with --kubeconfig or KUBECONFIG") from None
+    except (ConfigException, OSError, ValueError, TypeError, AttributeError, KeyError, YAMLError) as error:
+        words = _words(error) if isinstance(error, ConfigException) else "the kubeconfig is none"
+        raise NoCluster(f"no Kubernetes cluster: {words}; name a kubeconfig with --kubeconfig or KUBECONFIG") from None
     configuration.connection_pool_maxsize = CONNECTIONS
     configuration.retries = None
     return Api(ApiClient(configuration))

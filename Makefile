@@ -1,6 +1,6 @@
 # Everything runs from `.venv`, which `make setup` makes from the lock file.
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo test check format cluster cluster-down bench lock docs clean
+.PHONY: help setup up demo test check format cluster cluster-down manifests bench lock docs clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -44,12 +44,18 @@ cluster: setup  ## start a Kubernetes to try things on (the first time it is bui
 cluster-down: setup  ## end the Kubernetes that `make cluster` started
 	@$(BIN)/python -m tests.cluster down
 
+manifests: setup  ## write manifests/ anew from the chart
+	@cp manifests/crds/tasks.yaml charts/cloudai/files/tasks.yaml
+	@$(BIN)/python -m tests.kube.manifests
+
 bench: setup  ## measure, side by side in one run
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 lock: setup  ## resolve requirements.lock anew from pyproject.toml
 	@$(BIN)/uv pip compile --universal --all-extras --generate-hashes --upgrade \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --universal --extra kubernetes --extra postgres --extra redis --generate-hashes -c requirements.lock \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml -o requirements-image.lock
 
 clean:  ## remove what was built
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -81,7 +81,7 @@ def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
         missing("A Kubernetes", str(lacking))
     try:
         load_busybox(own)
-        cluster = Kube(own.kubeconfig, built)
+        cluster = Kube(own.kubeconfig, built, own)
         cluster.prepare()
         yield cluster
     finally:

@@ -55,7 +55,14 @@ async def _follow(
 
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # that it has no signals is as it shall be
-    await kopf.operator(registry=registry, settings=settings(), namespaces=[namespace], standalone=True, stop_flag=stop)
+    await kopf.operator(
+        registry=registry,
+        settings=settings(),
+        identity="cloudai",  # type: ignore[arg-type]  # kopf would ask for the name of a user, which an image need not have
+        namespaces=[namespace],
+        standalone=True,
+        stop_flag=stop,
+    )
 
 
 def settings() -> kopf.OperatorSettings:

@@ -26,6 +26,7 @@ PROGRAMS = (
     "kube-proxy",
     "kubelet",
     "kubectl",
+    "coredns",
     "kwok",
     "helm",
 )

@@ -272,6 +272,9 @@ def _real_node(cluster: Cluster, programs: Mapping[str, Path]) -> None:
     networks = directory / "networks"
     networks.mkdir()
     (networks / "10-pods.conflist").write_text(CNI)
+    names = directory / "Corefile"
+    names.write_text(COREFILE.format(address=cluster.address, kubeconfig=cluster.kubeconfig))
+    _start(cluster, "coredns", [programs["coredns"], "-conf", names])
     _start(cluster, "containerd", ["containerd", "--config", f"{directory}/containerd.toml"])
     _start(cluster, "kube-proxy", [
         programs["kube-proxy"],
@@ -284,7 +287,7 @@ def _real_node(cluster: Cluster, programs: Mapping[str, Path]) -> None:
         "--conntrack-tcp-timeout-close-wait=0",
     ])  # fmt: skip
     config = directory / "kubelet.yaml"
-    config.write_text(KUBELET.format(cgroup=cgroup))
+    config.write_text(KUBELET.format(cgroup=cgroup, address=cluster.address))
     _start(cluster, "kubelet", [
         programs["kubelet"],
         f"--config={config}",
@@ -328,12 +331,30 @@ CNI = json.dumps(
     }
 )
 
+# Names of the cluster only: whatever else is asked for does not exist.
+COREFILE = """\
+cluster.local:53 {{
+    bind {address}
+    kubernetes cluster.local {{
+        kubeconfig {kubeconfig}
+    }}
+}}
+.:53 {{
+    bind {address}
+    template ANY ANY {{
+        rcode NXDOMAIN
+    }}
+}}
+"""
+
 KUBELET = """\
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 authentication: {{anonymous: {{enabled: true}}, webhook: {{enabled: false}}}}
 authorization: {{mode: AlwaysAllow}}
 cgroupDriver: cgroupfs
+clusterDNS: ["{address}"]
+clusterDomain: cluster.local
 cgroupRoot: /{cgroup}
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 evictionHard: {{nodefs.available: 1%, imagefs.available: 1%, nodefs.inodesFree: 1%, memory.available: 100Mi}}

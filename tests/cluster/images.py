@@ -14,6 +14,7 @@ from tests.cluster.cluster import Cluster
 
 PAUSE = "cloudai.test/pause:1"  # keeps a pod's namespaces; named in containerd's configuration
 SHELL = "cloudai.test/busybox:1"
+PUBLIC = "docker.io/library/busybox:1.36"  # what the samples name
 
 
 def load_busybox(cluster: Cluster) -> None:
@@ -22,7 +23,8 @@ def load_busybox(cluster: Cluster) -> None:
         raise Missing("a static busybox: apt-get install busybox-static")
     root = root_of_busybox()
     load(cluster, _archive(PAUSE, root, ["sleep", "2147483647"]))
-    load(cluster, _archive(SHELL, root, ["sh"]))
+    for name in (SHELL, PUBLIC):
+        load(cluster, _archive(name, root, ["sh"]))
 
 
 def load(cluster: Cluster, archive: bytes) -> None:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.cluster.binaries import Missing, programs
+from tests.engines import missing
 from tests.kube.kube import Kube, Operating, Place
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    try:
+        return programs()["helm"]
+    except Missing as lacking:
+        missing("Helm", str(lacking))
 
 
 @pytest.fixture

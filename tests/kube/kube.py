@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.images import SHELL
+from tests.cluster.cluster import Cluster
+from tests.cluster.images import SHELL, load
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 90  # seconds; whatever takes longer counts as never
@@ -28,6 +29,12 @@ class Kube:
 
     kubeconfig: Path
     programs: Mapping[str, Path]
+    own: Cluster | None = None  # where the tests have made it themselves
+
+    def load(self, archive: bytes) -> None:
+        """Give the real node an image, as `docker save` writes it."""
+        assert self.own is not None
+        load(self.own, archive)
 
     def kubectl(self, *arguments: str, given: object = None, check: bool = True) -> str:
         """What it printed; raises with what it complained of."""

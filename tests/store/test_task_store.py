@@ -150,7 +150,7 @@ async def test_a_log_is_read_in_pieces_and_waited_for(tasks: TaskStore, world: W
     await world.says(task)
     await waiting
     piece = await tasks.read_log(task.task_id, 1, 4, 2)
-    assert (piece.data, piece.end, piece.complete) == (b"tw", 7, False)
+    assert (piece.data, piece.end, piece.complete) == (b"tw", 8, False)
     assert (await tasks.read_log(task.task_id, None, 99, 100)).data == b""
     await refused(Code.ATTEMPT_NOT_FOUND, tasks.read_log(task.task_id, 2, 0, 100))
 
@@ -158,7 +158,7 @@ async def test_a_log_is_read_in_pieces_and_waited_for(tasks: TaskStore, world: W
 async def _said(tasks: TaskStore, task_id: str) -> None:
     """Return when something of the log is there."""
     async with asyncio.timeout(60):
-        while (await tasks.read_log(task_id, None, 0, 0)).end == 0:
+        while (await tasks.read_log(task_id, None, 0, 1)).end == 0:
             await tasks.wait_log(task_id, None, 0, 60)
 
 

@@ -38,7 +38,7 @@ class World(Protocol):
         ...
 
     async def says(self, task: Task) -> None:
-        """That task writes `one two`."""
+        """That task writes the line `one two`."""
         ...
 
     async def finished(self) -> Task:
@@ -67,7 +67,7 @@ class Sql:
         return task
 
     async def says(self, task: Task) -> None:
-        await self.store.append_log(self._runs[task.task_id].run_id, 0, b"one two")
+        await self.store.append_log(self._runs[task.task_id].run_id, 0, b"one two\n")
 
     async def finished(self) -> Task:
         return await finished(self.store)
@@ -94,7 +94,7 @@ class OnKubernetes:
             self._operator = await asyncio.to_thread(self._ends.enter_context, started)
 
     async def placed(self) -> Task:
-        words = "until [ -e /go ]; do sleep 0.1; done; printf 'one two'; trap '' TERM; while true; do sleep 1; done"
+        words = "until [ -e /go ]; do sleep 0.1; done; echo one two; trap '' TERM; while true; do sleep 1; done"
         return await self._ran(words, TaskStatus.RUNNING)
 
     async def says(self, task: Task) -> None:

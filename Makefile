@@ -21,6 +21,7 @@ demo: setup  ## start CloudAI, run real tasks, show their logs, stop
 
 test: setup  ## install what the tests need and run all of them
 	@scripts/provision
+	@$(BIN)/python -m tests.cluster.binaries
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: setup  ## format, lint, strict types, import contracts, generated documents

@@ -15,7 +15,7 @@ from tests.kube.kube import Kube, Operating, Place
 @pytest.fixture(scope="session")
 def helm() -> Path:
     try:
-        return programs()["helm"]
+        return programs("helm")["helm"]
     except Missing as lacking:
         missing("Helm", str(lacking))
 

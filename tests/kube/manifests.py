@@ -49,7 +49,7 @@ def _namespace() -> dict[str, object]:
 
 if __name__ == "__main__":
     try:
-        made = manifests(programs()["helm"])
+        made = manifests(programs("helm")["helm"])
     except Missing as missing:
         sys.exit(str(missing))
     for path, content in made.items():

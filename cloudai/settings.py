@@ -125,7 +125,11 @@ class Settings(BaseSettings):
     )
     rate_limit_websockets: int = _setting(5, "Concurrent telemetry WebSockets per client address.", "api", ge=1)
     rate_limit_storage: str = _setting(
-        "memory://", "Where counts are kept: memory:// or redis://host:port for several replicas.", "api"
+        "memory://",
+        "Where counts are kept: memory:// or redis://host:port for several replicas.",
+        "api",
+        pattern=r"^(memory://|rediss?://.+)$",
+        form="memory:// or redis://host:port",
     )
     telemetry_seconds: Seconds = _setting(5.0, "Interval of telemetry_update messages.", "api")
 

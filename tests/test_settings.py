@@ -75,6 +75,8 @@ def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
         ("rate_limit_submit", "fast", "--rate-limit-submit must be a number of requests and a time"),
         ("database_url", "mysql://x", "--database-url must be sqlite:///PATH or postgresql://"),
         ("worker_id", "-x", "--worker-id must be 1 to 63 letters"),
+        ("rate_limit_storage", "nonsense://x", "--rate-limit-storage must be memory:// or redis://host:port, not"),
+        ("allowed_hosts", "http://foo/", "--allowed-hosts must be names such as"),
         ("server", "localhost:8080", "--server must be a URL such as http://master-node:8080, not 'localhost:8080'"),
     ],
 )

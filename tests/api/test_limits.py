@@ -13,7 +13,7 @@ import httpx
 import pytest
 import redis
 
-from cloudai.settings import Settings, SettingsError
+from cloudai.settings import Settings
 from cloudai.store.sql import SqlStore
 from tests.api.conftest import BODY, client_of, error_of
 from tests.engines import missing
@@ -117,12 +117,6 @@ async def test_without_its_redis_requests_pass_and_the_log_says_so_once(
             stopping.shutdown(nosave=True)
         assert await statuses(api, 3) == [200] * 3
     assert caplog.text.count("requests pass uncounted") == 1
-
-
-async def test_a_storage_of_no_known_kind_is_refused_at_the_start(store: SqlStore, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="CLOUDAI_RATE_LIMIT_STORAGE"):
-        async with client_of(store, limited(tmp_path, rate_limit_storage="nonsense://x")):
-            pass
 
 
 # ---- hosts and origins

@@ -107,7 +107,7 @@ class Api:
                 raise ApiError(response.status, _document(await response.read()))
             yield response.content
         finally:
-            response.close()
+            _hang_up(response)
 
     async def _json(self, method: str, path: str, query: Mapping[str, str | int], body: Json | None = None) -> Json:
         deadline = asyncio.get_running_loop().time() + PATIENCE
@@ -174,6 +174,14 @@ async def connect(settings: Settings) -> Api:
 def as_unavailable(error: ApiError) -> CloudAIError:
     """For whoever has no other answer to a refusal."""
     return unavailable(f"the Kubernetes API says {error}")
+
+
+def _hang_up(response: aiohttp.ClientResponse) -> None:
+    """End the connection at once: TLS's farewell has nobody who waits for it, and would outlive the client's own end."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
 
 
 def _document(data: bytes) -> Json:

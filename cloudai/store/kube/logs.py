@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from cloudai.errors import CloudAIError
+from cloudai.errors import CloudAIError, unavailable
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.pods import CONTAINER
 from cloudai.store.protocol import LogSlice
@@ -66,6 +66,8 @@ class PodLogs:
         except ApiError as error:
             if error.status not in (400, 404, 500):
                 raise
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise unavailable(f"the log broke off: {error or type(error).__name__}") from None
         if not ended:
             return LogSlice(b"", 0, 0, False)  # the container has not started
         return _cut(await self._archived(run_id), offset, limit)

@@ -109,6 +109,7 @@ class Operator:
     async def relist(self) -> None:
         tasks, _ = await self._api.list_all(self._tasks_path)
         pods, _ = await self._api.list_all(self._pods_path, labelSelector=TASK_LABEL)
+        self.told_at = time.monotonic()
         for name in self._memory.listed_tasks(tasks) | self._memory.listed_pods(pods):
             self._queue.add(name)
 

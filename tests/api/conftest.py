@@ -45,7 +45,7 @@ async def store(settings: Settings) -> AsyncIterator[SqlStore]:
 
 @contextlib.asynccontextmanager
 async def client_of(
-    store: SqlStore, settings: Settings, address: str = "127.0.0.1"
+    store: FacadeStore, settings: Settings, address: str = "127.0.0.1"
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the facade in this process; `address` is where it seems to call from."""
     app = create_app(store, settings)

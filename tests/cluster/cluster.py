@@ -50,6 +50,11 @@ class Cluster:
         return self.directory / "kubeconfig"
 
     @property
+    def audit(self) -> Path:
+        """What the API server was asked, a line each: every write, and all that service accounts of others asked for."""
+        return self.directory / "audit.log"
+
+    @property
     def server(self) -> str:
         return f"https://{self.address}:{API_PORT}"
 
@@ -226,7 +231,7 @@ def _control_plane(cluster: Cluster, programs: Mapping[str, Path]) -> None:
         "--allow-privileged=true",
         "--kubelet-preferred-address-types=InternalIP",
         f"--audit-policy-file={audit}",
-        f"--audit-log-path={directory}/audit.log",
+        f"--audit-log-path={cluster.audit}",
     ]
     _start(cluster, "kube-apiserver", apiserver)
     _until("the API server made its certificate", (keys / "apiserver.crt").exists)
@@ -260,6 +265,10 @@ omitStages: [RequestReceived, ResponseStarted]
 rules:
   - level: Metadata
     verbs: [create, update, patch, delete, deletecollection]
+  - level: None
+    userGroups: ["system:serviceaccounts:kube-system"]
+  - level: Metadata
+    userGroups: ["system:serviceaccounts"]
   - level: None
 """
 
@@ -379,20 +388,20 @@ def _played_nodes(cluster: Cluster, programs: Mapping[str, Path], count: int) ->
         "--cidr=10.245.0.1/16",
     ])  # fmt: skip
     if count:
-        nodes = "\n---\n".join(json.dumps(_played_node(number)) for number in range(1, count + 1))
+        nodes = "\n---\n".join(json.dumps(played_node(f"played-{number}")) for number in range(1, count + 1))
         kubectl(cluster, programs, "create", "-f", "-", given=nodes)
 
 
-def _played_node(number: int) -> dict[str, object]:
-    """A node of 32 cores that no pod lands on unless it tolerates it."""
-    amounts = {"cpu": "32", "memory": "256Gi", "ephemeral-storage": "1Ti", "pods": "1000", "nvidia.com/gpu": "8"}
+def played_node(name: str, cores: int = 32, **labels: str) -> dict[str, object]:
+    """A node that no pod lands on unless it tolerates it."""
+    amounts = {"cpu": str(cores), "memory": "256Gi", "ephemeral-storage": "1Ti", "pods": "1000", "nvidia.com/gpu": "8"}
     return {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {
-            "name": f"played-{number}",
+            "name": name,
             "annotations": {"kwok.x-k8s.io/node": "fake"},
-            "labels": {"type": "played", "kubernetes.io/hostname": f"played-{number}"},
+            "labels": {"type": "played", "kubernetes.io/hostname": name, **labels},
         },
         "spec": {"taints": [{"key": "played", "value": "true", "effect": "NoSchedule"}]},
         "status": {"allocatable": amounts, "capacity": amounts},

@@ -119,6 +119,15 @@ class Place:
         found: list[Json] = self.get("pods")["items"]
         return found
 
+    def kubeconfig_of(self, account: str, directory: Path) -> Path:
+        """A kubeconfig with the rights of that service account and no others."""
+        config = json.loads(self.kubectl("config", "view", "--minify", "--flatten", "--raw", "-o", "json"))
+        config["users"] = [{"name": account, "user": {"token": self.kubectl("create", "token", account).strip()}}]
+        config["contexts"][0]["context"]["user"] = account
+        path = directory / f"{self.name}-{account}.kubeconfig"
+        path.write_text(json.dumps(config))
+        return path
+
     def clear(self) -> None:
         """Delete the namespace with what is in it; Pods are let go where no operator does."""
         self.kubectl("delete", "ctask", "--all", "--wait=false")

@@ -20,8 +20,8 @@ def tried(helm: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(helm), *arguments], capture_output=True, text=True, check=False)
 
 
-def rendered(helm: Path, *arguments: str) -> list[Json]:
-    done = tried(helm, "template", "cloudai", str(CHART), "-n", "cloudai", *arguments)
+def rendered(helm: Path, *arguments: str, release: str = "cloudai", namespace: str = "cloudai") -> list[Json]:
+    done = tried(helm, "template", release, str(CHART), "-n", namespace, *arguments)
     assert done.returncode == 0, done.stderr
     return [one for one in yaml.safe_load_all(done.stdout) if one]
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from cloudai.errors import CloudAIError, Code, invalid, task_not_found, unavailable
 from cloudai.resources import Reason, Run, Task, TaskSpec, TaskStatus, WorkerState
 from cloudai.settings import Settings
-from cloudai.store.kube.api import Api, ApiError, Json, as_unavailable, connect
+from cloudai.store.kube.api import Api, ApiError, Json, NoCluster, as_unavailable, connect
 from cloudai.store.kube.cache import NodeCache, PodCache, TaskCache
 from cloudai.store.kube.logs import Absent, PodLogs
 from cloudai.store.kube.revisions import Revisions
@@ -36,7 +36,7 @@ log = logging.getLogger("cloudai.kubernetes")
 
 
 async def open_kubernetes(settings: Settings) -> KubernetesStore:
-    """Raises NoCluster, or `unavailable` where the cluster does not answer."""
+    """Raises NoCluster, or `unavailable` where the cluster does not answer or lets us do nothing."""
     store = KubernetesStore(await connect(settings), settings)
     try:
         await store.start()
@@ -77,14 +77,24 @@ class KubernetesStore:
             self._synced.append(synced)
             self._works.append(asyncio.ensure_future(follow(self._api, path, follower, synced.set)))
         self._works.append(asyncio.ensure_future(self._poll()))
-        found = await self._api.get(f"/api/v1/namespaces/{self._namespace}")
-        self.cluster_id = found["metadata"]["uid"]
+        self.cluster_id = await self._identity()
         waits = asyncio.gather(*(event.wait() for event in self._synced))
         try:
             async with asyncio.timeout(SYNC_SECONDS):
                 await waits
         except TimeoutError:
             raise unavailable("the Kubernetes API did not list tasks, pods and nodes in time") from None
+
+    async def _identity(self) -> str:
+        """The namespace's: another one of the same name has other tasks."""
+        try:
+            found = await self._api.get(f"/api/v1/namespaces/{self._namespace}")
+        except ApiError as error:
+            if error.status == 404:
+                words = f"the cluster has no namespace {self._namespace}; make it, or name another with --namespace"
+                raise NoCluster(words) from None
+            raise as_unavailable(error) from None
+        return str(found["metadata"]["uid"])
 
     async def close(self) -> None:
         for work in self._works:

@@ -33,8 +33,8 @@ SILENT_SECONDS = 3 * RELIST_SECONDS  # without any word of the API server, after
 log = logging.getLogger("cloudai.operator")
 
 
-class LeadLost(Exception):
-    """Another operator may lead by now; this process starts anew, with nothing in memory."""
+class Over(Exception):
+    """This process can no longer do its work, and says why; a new one starts with nothing in memory."""
 
 
 def run_operator(settings: Settings) -> None:
@@ -47,8 +47,8 @@ def run_operator(settings: Settings) -> None:
                 raise StartRefused(str(error)) from None
             try:
                 await _operate(api, settings, listener, stop)
-            except LeadLost:
-                raise click.ClickException("the lease was lost: start again") from None
+            except Over as reason:
+                raise click.ClickException(f"{reason}: start again") from None
             finally:
                 await api.close()
 
@@ -72,7 +72,9 @@ async def _operate(api: Api, settings: Settings, listener: socket.socket, stop: 
                 if work.done():
                     work.result()
             if keeping.done():
-                raise LeadLost
+                raise Over("the lease was lost")  # another operator may lead by now
+            if not stopping.done():
+                raise Over("kopf has ended")
         finally:
             for ending in (keeping, stopping, *acting):
                 ending.cancel()

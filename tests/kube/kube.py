@@ -96,18 +96,19 @@ class Place:
 
     def until(self, name: str, phase: str, seconds: int = PATIENCE) -> Json:
         """The Task once it has come to `phase`."""
-        what = "--for=jsonpath={.status.phase}=" + phase
-        done = self.kube.tried("-n", self.name, "wait", f"ctask/{name}", what, f"--timeout={seconds}s")
+        return self._until(name, "phase", phase, seconds)
+
+    def until_reason(self, name: str, reason: str, seconds: int = PATIENCE) -> Json:
+        return self._until(name, "reason", reason, seconds)
+
+    def _until(self, name: str, what: str, value: str, seconds: int) -> Json:
+        true = f"--for=jsonpath={{.status.{what}}}={value}"
+        done = self.kube.tried("-n", self.name, "wait", f"ctask/{name}", true, f"--timeout={seconds}s")
         found = self.get("ctask", name)
         assert done.returncode == 0, (
-            f"{name} is not {phase}: {json.dumps(found.get('status'), indent=1)}\n{done.stderr}"
+            f"{what} of {name} is not {value}: {json.dumps(found.get('status'), indent=1)}\n{done.stderr}"
         )
         return found
-
-    def until_reason(self, name: str, reason: str) -> Json:
-        what = "--for=jsonpath={.status.reason}=" + reason
-        self.kubectl("wait", f"ctask/{name}", what, f"--timeout={PATIENCE}s")
-        return self.get("ctask", name)
 
     def cancel(self, name: str) -> None:
         self.kubectl("patch", "ctask", name, "--type=merge", "-p", '{"spec": {"cancelRequested": true}}')

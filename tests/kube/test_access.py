@@ -41,7 +41,8 @@ def operates(place: Place, kubeconfig: Path, patience: int) -> None:
         place.kubectl(*wait, f"configmap/{failing}-1-log")
         happened = place.get("events.events.k8s.io")["items"]
         assert failing in {one["regarding"]["name"] for one in happened if one["regarding"]["kind"] == "Task"}
-        place.kubectl("wait", "--for=delete", f"ctask/{failing}", f"--timeout={patience}s")  # its time is over
+        left = (f"ctask/{failing}", f"pod/{failing}-1", f"configmap/{failing}-1-log")
+        place.kubectl("wait", "--for=delete", *left, f"--timeout={patience}s")  # its time is over
 
         orphaned = place.apply("sleep 1000")
         place.until(orphaned, "Running", patience)

@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
 from tests.kube.kube import ROOT
 
 CHART = ROOT / "charts" / "cloudai"
+MINORS = ("1.35", "1.36", "1.37")  # the three newest of Kubernetes
+FOREIGN = ("ServiceMonitor", "HTTPRoute")  # kinds that Kubernetes itself does not know
+EVERYTHING = (
+    *("--api-versions", "monitoring.coreos.com/v1", "--set", "api.ingress.enabled=true,api.ingress.host=a.example"),
+    *("--set", "api.gatewayRoute.enabled=true,api.gatewayRoute.parent=gate", "--set", "tasks.quota.pods=5"),
+)
 Json = dict[str, Any]
 
 
@@ -24,6 +31,13 @@ def rendered(helm: Path, *arguments: str, release: str = "cloudai", namespace: s
     done = tried(helm, "template", release, str(CHART), "-n", namespace, *arguments)
     assert done.returncode == 0, done.stderr
     return [one for one in yaml.safe_load_all(done.stdout) if one]
+
+
+@pytest.mark.parametrize("minor", MINORS)
+def test_every_object_is_one_of_the_newest_kubernetes(helm: Path, minor: str) -> None:
+    for one in rendered(helm, *EVERYTHING):
+        if one["kind"] not in FOREIGN:
+            kubernetes_validate.validate(one, minor, strict=True)
 
 
 def of_kind(objects: Sequence[Json], kind: str) -> dict[str, Json]:
@@ -90,10 +104,5 @@ def test_what_is_optional_comes_when_it_is_asked_for(helm: Path) -> None:
     assert not of_kind(plain, "ServiceMonitor")
     assert not of_kind(plain, "Ingress")
     assert not of_kind(plain, "ResourceQuota")
-    full = rendered(
-        helm,
-        *("--api-versions", "monitoring.coreos.com/v1", "--set", "api.ingress.enabled=true,api.ingress.host=a.example"),
-        *("--set", "api.gatewayRoute.enabled=true,api.gatewayRoute.parent=gate", "--set", "tasks.quota.pods=5"),
-    )
-    kinds = {one["kind"] for one in full}
+    kinds = {one["kind"] for one in rendered(helm, *EVERYTHING)}
     assert {"ServiceMonitor", "Ingress", "HTTPRoute", "ResourceQuota", "PodDisruptionBudget", "NetworkPolicy"} <= kinds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +41,12 @@ class Nodes:
         wish["tolerations"] = [*tolerations, {"operator": "Exists", **silent}]
         return self._place.apply(pod=wish, resources={"cpu": cpu, "memory": "64Mi"})
 
+    def silence(self, name: str) -> None:
+        """Nobody speaks for the node, or sees to its pods, from now on: another one than the player holds its lease."""
+        spec = {"holderIdentity": "nobody", "leaseDurationSeconds": 3600}
+        lease = ("patch", "lease", name, "--type=merge", "-p", json.dumps({"spec": spec}))
+        self._place.kube.kubectl("-n", "kube-node-lease", *lease)
+
     def close(self) -> None:
         self._place.kubectl("delete", "node", "--ignore-not-found", *self.names)
 
@@ -75,7 +82,7 @@ def test_tasks_of_lost_nodes_run_again_elsewhere_once_they_cannot_live_any_more(
     assert runs(place, orphaned, 1) == going_away
     spare = nodes.add()
 
-    place.kubectl("annotate", "node", going_silent, "kwok.x-k8s.io/node-")  # nobody speaks for it from now on
+    nodes.silence(going_silent)
     place.kubectl("delete", "node", going_away)
 
     assert runs(place, orphaned, 2) == spare

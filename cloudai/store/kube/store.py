@@ -29,6 +29,7 @@ from cloudai.store.protocol import Change, Idempotency, Lease, LogSlice, TaskPag
 SYNC_SECONDS = 30.0  # how long a start may take until everything was listed once
 POLL_SECONDS = 10.0  # between looks at the nodes' leases and usage
 CANCEL_SECONDS = 1.0  # how long a cancel of a task that never started waits for the operator's word
+KEYED = 4 * 10**18  # names from here on are of idempotency keys; as nanoseconds they would be times after 2096
 SUBMIT = f"{GROUP}/submit"  # annotation: which request made the Task
 LEASES = "/apis/coordination.k8s.io/v1/namespaces"
 
@@ -139,32 +140,16 @@ class KubernetesStore:
         return task_of(made)
 
     async def _create_once(self, spec: TaskSpec, idempotency: Idempotency) -> Task:
-        """The key's own object says which Task it stands for, before that is made; it goes with the Task."""
-        token = hashlib.sha256(idempotency.key.encode()).hexdigest()[:40]
-        digest = hashlib.sha256(idempotency.digest).hexdigest()
-        path = f"/api/v1/namespaces/{self._namespace}/configmaps"
-        name = f"cloudai-key-{token}"
-        key: Json = {"metadata": {"name": name}, "data": {"task": self._next_id(), "digest": digest}}
-        try:
-            key = await self._api.create(path, key)
-        except ApiError as error:
-            if error.status != 409:
-                raise
-            key = await self._api.get(f"{path}/{name}")
-        if key["data"]["digest"] != digest:
+        """The key is the Task's name: while that is there, the same key finds it."""
+        number = int.from_bytes(hashlib.sha256(idempotency.key.encode()).digest()[:8]) % KEYED
+        token = hashlib.sha256(idempotency.key.encode() + idempotency.digest).hexdigest()
+        task = await self._create(f"task-{KEYED + number}", spec, token)
+        if task is None:
             raise CloudAIError(
                 Code.IDEMPOTENCY_CONFLICT,
                 "This Idempotency-Key came before with another body",
                 {"field": "Idempotency-Key", "reason": "was used with another body"},
             )
-        task = await self._create(key["data"]["task"], spec, token)
-        if task is None:
-            raise unavailable(f"the name that {name} holds is taken by another task")
-        if not key["metadata"].get("ownerReferences"):
-            made = await self._api.get(f"{self._tasks_path}/{task.task_id}")
-            owner = {"apiVersion": made["apiVersion"], "kind": made["kind"], "name": task.task_id}
-            owner["uid"] = made["metadata"]["uid"]
-            await self._api.patch(f"{path}/{name}", {"metadata": {"ownerReferences": [owner]}})
         return task
 
     async def get_task(self, task_id: str) -> Task:

@@ -100,6 +100,7 @@ class Operator:
 
     async def run(self) -> None:
         """Until cancelled. Starts with a list of everything, so that nothing is decided on half the facts."""
+        self.told_at = time.monotonic()
         await self.relist()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._queue.run(WORKERS))

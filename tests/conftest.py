@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,10 @@ from tests.engines.dockerd import PrivateDocker, answers
 from tests.engines.images import build_busybox
 from tests.engines.postgres import Postgres
 from tests.engines.registry import running_registry
-from tests.kube.kube import Kube
+from tests.kube.kube import Kube, Place
+from tests.store.worlds import World, new_name, on_kubernetes, on_sql
+
+STORES = ("sqlite", "postgres", "kubernetes")
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +89,43 @@ def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
         yield cluster
     finally:
         own.stop()
+
+
+@pytest.fixture(scope="module")
+def shared(kube: Kube) -> Iterator[Place]:
+    """A namespace with an operator, for the tests of a module that do not get into each other's way."""
+    with kube.namespace() as place, place.operator():
+        yield place
+
+
+@pytest.fixture(params=STORES)
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """Each kind of store, new and empty."""
+    if request.param == "kubernetes":
+        kube: Kube = request.getfixturevalue("kube")
+        with kube.namespace() as place:
+            async with on_kubernetes(place, operated=False) as cluster:
+                yield cluster
+        return
+    async with on_sql(_new_database(request, tmp_path)) as database:
+        yield database
+
+
+@pytest.fixture(params=STORES)
+async def shared_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """Each kind of store, where tasks are placed; on Kubernetes with the tasks of other tests of the module."""
+    if request.param == "kubernetes":
+        async with on_kubernetes(request.getfixturevalue("shared"), operated=True) as cluster:
+            yield cluster
+        return
+    async with on_sql(_new_database(request, tmp_path)) as database:
+        await database.begin()
+        yield database
+
+
+def _new_database(request: pytest.FixtureRequest, directory: Path) -> str:
+    """The URL of an empty one."""
+    if request.param == "sqlite":
+        return f"sqlite:///{directory}/cloudai.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.create(new_name())

@@ -27,13 +27,6 @@ def place(kube: Kube) -> Iterator[Place]:
         yield place
 
 
-@pytest.fixture(scope="module")
-def shared(kube: Kube) -> Iterator[Place]:
-    """A namespace with an operator, for the tests of a module that do not get into each other's way."""
-    with kube.namespace() as place, place.operator():
-        yield place
-
-
 @pytest.fixture
 def operator(place: Place) -> Iterator[Operating]:
     with place.operator() as operating:

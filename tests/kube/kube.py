@@ -116,6 +116,13 @@ class Place:
     def until_gone(self, what: str) -> None:
         self.kubectl("wait", what, "--for=delete", f"--timeout={PATIENCE}s")
 
+    def until_written(self, pod: str, count: int) -> None:
+        """Return once that many bytes of the pod's log can be read."""
+        command = [str(self.kube.programs["kubectl"]), f"--kubeconfig={self.kube.kubeconfig}", "-n", self.name]
+        command += ["logs", "--follow", f"--limit-bytes={count}", pod]
+        told = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE)
+        assert len(told.stdout) == count
+
     def pods(self) -> list[Json]:
         found: list[Json] = self.get("pods")["items"]
         return found

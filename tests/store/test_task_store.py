@@ -14,29 +14,9 @@ from cloudai.errors import Code
 from cloudai.resources import Task, TaskStatus
 from cloudai.settings import Settings
 from cloudai.store.protocol import Idempotency, TaskQuery, TaskStore
-from cloudai.store.sql import open_store
 from tests.api.conftest import serving
-from tests.engines.postgres import Postgres
-from tests.kube.kube import Kube
 from tests.store.values import refused
-from tests.store.worlds import Sql, World, on_kubernetes
-
-
-@pytest.fixture(params=["sqlite", "postgres", "kubernetes"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    if request.param == "kubernetes":
-        kube: Kube = request.getfixturevalue("kube")
-        with kube.namespace() as place:
-            async with on_kubernetes(place) as cluster:
-                yield cluster
-        return
-    url = f"sqlite:///{tmp_path}/cloudai.db"
-    if request.param == "postgres":
-        server: Postgres = request.getfixturevalue("postgres")
-        url = server.create(f"worlds_{tmp_path.name.translate(str.maketrans('-[]', '___'))}".lower()[-60:])
-    store = await open_store(url)
-    yield Sql(store)
-    await store.close()
+from tests.store.worlds import OBEDIENT, TOO_LARGE, World
 
 
 @pytest.fixture(params=["store", "client"])
@@ -50,13 +30,27 @@ async def tasks(request: pytest.FixtureRequest, world: World, tmp_path: Path) ->
         yield client
 
 
+async def running(world: World) -> Task:
+    task = await world.store.create_task(OBEDIENT)
+    await world.run(task.task_id)
+    return await world.store.get_task(task.task_id)
+
+
+async def finished(world: World) -> Task:
+    """A task that completed, having written `done`."""
+    task = await running(world)
+    await world.write(task.task_id, b"done\n")
+    await world.end(task.task_id)
+    return await world.store.get_task(task.task_id)
+
+
 def plain(task: Task) -> Task:
     """Without the explanation that is added to a task that waits."""
     return replace(task, reason=None, message=None) if task.status is TaskStatus.QUEUED else task
 
 
 async def test_a_new_task_is_queued_and_read_back_as_it_was_written(tasks: TaskStore, world: World) -> None:
-    spec = replace(world.waiting, command=("echo", "a b"), timeout_seconds=60, max_retries=2)
+    spec = replace(TOO_LARGE, command=("echo", "a b"), timeout_seconds=60, max_retries=2)
     task = await tasks.create_task(spec)
     assert (task.status, task.spec) == (TaskStatus.QUEUED, spec)
     assert task.version > 0
@@ -64,7 +58,7 @@ async def test_a_new_task_is_queued_and_read_back_as_it_was_written(tasks: TaskS
 
 
 async def test_many_submits_at_once_are_all_kept(tasks: TaskStore, world: World) -> None:
-    made = await asyncio.gather(*(tasks.create_task(world.waiting) for _ in range(200)))
+    made = await asyncio.gather(*(tasks.create_task(TOO_LARGE) for _ in range(200)))
     assert len({task.task_id for task in made}) == 200
     assert (await tasks.totals())[TaskStatus.QUEUED] == 200
 
@@ -80,28 +74,28 @@ async def test_what_is_not_there_is_not_found(tasks: TaskStore, name: str) -> No
 
 async def test_an_idempotency_key_gives_its_first_task_again(tasks: TaskStore, world: World) -> None:
     key = Idempotency("key", b"body")
-    first = await tasks.create_task(world.waiting, key)
-    assert plain(await tasks.create_task(world.waiting, key)) == plain(first)
+    first = await tasks.create_task(TOO_LARGE, key)
+    assert plain(await tasks.create_task(TOO_LARGE, key)) == plain(first)
     await refused(
         Code.IDEMPOTENCY_CONFLICT,
-        tasks.create_task(replace(world.waiting, image="other"), Idempotency("key", b"other")),
+        tasks.create_task(replace(TOO_LARGE, image="other"), Idempotency("key", b"other")),
     )
-    at_once = await asyncio.gather(*(tasks.create_task(world.waiting, Idempotency("new", b"body")) for _ in range(5)))
+    at_once = await asyncio.gather(*(tasks.create_task(TOO_LARGE, Idempotency("new", b"body")) for _ in range(5)))
     assert len({task.task_id for task in at_once}) == 1
     assert (await tasks.totals())[TaskStatus.QUEUED] == 2
 
 
 async def test_a_queued_task_is_cancelled_at_once_and_again(tasks: TaskStore, world: World) -> None:
     await world.begin()
-    task = await tasks.create_task(world.waiting)
+    task = await tasks.create_task(TOO_LARGE)
     cancelled = await tasks.cancel_task(task.task_id)
     assert (cancelled.status, cancelled.reason) == (TaskStatus.CANCELLED, "Cancelled")
     assert cancelled.finished_at is not None
     assert await tasks.cancel_task(task.task_id) == cancelled
 
 
-async def test_a_placed_task_is_asked_to_end(tasks: TaskStore, world: World) -> None:
-    task = await world.placed()
+async def test_a_running_task_is_asked_to_end(tasks: TaskStore, world: World) -> None:
+    task = await running(world)
     wished = await tasks.cancel_task(task.task_id)
     assert (wished.status, wished.cancel_requested) == (task.status, True)
     assert wished.version > task.version
@@ -109,15 +103,15 @@ async def test_a_placed_task_is_asked_to_end(tasks: TaskStore, world: World) -> 
 
 
 async def test_a_finished_task_cannot_be_cancelled(tasks: TaskStore, world: World) -> None:
-    task = await world.finished()
+    task = await finished(world)
     await refused(Code.TASK_FINISHED, tasks.cancel_task(task.task_id))
     assert await tasks.get_task(task.task_id) == task
 
 
 async def test_lists_are_filtered_counted_and_newest_first(tasks: TaskStore, world: World) -> None:
     await world.begin()
-    ann = [await tasks.create_task(world.waiting) for _ in range(3)]
-    ben = await tasks.create_task(replace(world.waiting, user_id="ben"))
+    ann = [await tasks.create_task(TOO_LARGE) for _ in range(3)]
+    ben = await tasks.create_task(replace(TOO_LARGE, user_id="ben"))
     await tasks.cancel_task(ann[0].task_id)
 
     async def listed(**query: object) -> tuple[list[str], int]:
@@ -135,19 +129,19 @@ async def test_lists_are_filtered_counted_and_newest_first(tasks: TaskStore, wor
 
 
 async def test_totals_follow_every_change(tasks: TaskStore, world: World) -> None:
-    await world.finished()
-    lives = (await world.placed()).status
-    await tasks.cancel_task((await tasks.create_task(world.waiting)).task_id)
+    await finished(world)
+    await running(world)
+    await tasks.cancel_task((await tasks.create_task(TOO_LARGE)).task_id)
     totals = {status: count for status, count in (await tasks.totals()).items() if count}
-    assert totals == {TaskStatus.COMPLETED: 1, lives: 1, TaskStatus.CANCELLED: 1}
+    assert totals == {TaskStatus.COMPLETED: 1, TaskStatus.RUNNING: 1, TaskStatus.CANCELLED: 1}
 
 
 async def test_a_log_is_read_in_pieces_and_waited_for(tasks: TaskStore, world: World) -> None:
-    task = await world.placed()
+    task = await running(world)
     nothing = await tasks.read_log(task.task_id, None, 0, 100)
     assert (nothing.data, nothing.end, nothing.complete) == (b"", 0, False)
     waiting = asyncio.ensure_future(_said(tasks, task.task_id))
-    await world.says(task)
+    await world.write(task.task_id, b"one two\n")
     await waiting
     piece = await tasks.read_log(task.task_id, 1, 4, 2)
     assert (piece.data, piece.end, piece.complete) == (b"tw", 8, False)
@@ -163,16 +157,16 @@ async def _said(tasks: TaskStore, task_id: str) -> None:
 
 
 async def test_a_finished_log_is_complete(tasks: TaskStore, world: World) -> None:
-    task = await world.finished()
+    task = await finished(world)
     log = await tasks.read_log(task.task_id, None, 0, 100)
-    assert (log.data, log.complete) == (b"done", True)
-    await tasks.wait_log(task.task_id, None, 4, 60)
+    assert (log.data, log.complete) == (b"done\n", True)
+    await tasks.wait_log(task.task_id, None, 5, 60)
 
 
 async def test_workers_are_listed_with_what_they_hold(tasks: TaskStore, world: World) -> None:
     await refused(Code.WORKER_NOT_FOUND, tasks.get_worker("nobody"))
-    name = await world.worker()
-    task = await world.placed()
+    task = await running(world)
+    name = world.worker_id
     state = await tasks.get_worker(name)
     assert state.runs >= 1
     assert task.spec.resources.within(state.allocated)

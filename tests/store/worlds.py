@@ -1,130 +1,249 @@
-"""What lies behind a TaskStore in the tests of what every TaskStore promises: how tasks get placed, speak and end there."""
+"""What lies behind the API and behind a TaskStore in the tests of what every store promises.
+
+A world says how tasks get placed, run, speak and end there; what may differ from world to world has a name in it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
-from collections.abc import AsyncIterator
+import itertools
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Protocol
 
-from cloudai.resources import Resources, Run, Task, TaskSpec, TaskStatus
+from cloudai.api.explain import Waiting
+from cloudai.resources import Reason, Resources, RunPhase, Task, TaskSpec, TaskStatus, run_id
 from cloudai.settings import Settings
 from cloudai.store.kube.store import KubernetesStore, open_kubernetes
-from cloudai.store.protocol import FacadeStore
-from cloudai.store.sql import SqlStore
+from cloudai.store.protocol import FacadeStore, Heartbeat, RunReport
+from cloudai.store.sql import SqlStore, open_store
+from tests.cluster.cluster import NODE, played_node
 from tests.cluster.images import SHELL
-from tests.kube.kube import Operating, Place
-from tests.store.values import SPEC, WORKER, finished, placed
+from tests.engines import missing
+from tests.kube.kube import Place
+from tests.store.values import WORKER, placing
 
 MIB = 1024 * 1024
 PATIENCE = 90.0
+# Goes on, whatever signals come, until it is told its exit code.
+OBEDIENT = TaskSpec(
+    user_id="ann",
+    image=SHELL,
+    command="mkfifo /end 2>/dev/null; read code < /end; exit $code",
+    resources=Resources(20, 32 * MIB, 0, 0),
+)
+ENDLESS = replace(OBEDIENT, image="registry.invalid/nothing:1")  # once placed it stays pending: its image never comes
+TOO_LARGE = replace(OBEDIENT, resources=Resources(100_000_000, 64 * MIB, 0, 0))  # stays queued
+_numbers = itertools.count(1)
 
 
 class World(Protocol):
-    """`waiting`: what a task asks for that stays queued."""
+    """`worker_id`: the worker that tasks are placed on. `idle` is why a task waits before `begin`, `too_large` why TOO_LARGE
+    waits after it; of the messages only what they contain.
+    """
+
+    worker_id: str
+    idle: Waiting
+    too_large: Waiting
 
     @property
     def store(self) -> FacadeStore: ...
-
-    waiting: TaskSpec
 
     async def begin(self) -> None:
         """From now on tasks are placed where there is room, and cancellations are carried out."""
         ...
 
-    async def placed(self) -> Task:
-        """A task that lives."""
+    async def place(self, task_id: str) -> None:
+        """Return once the task has its worker."""
         ...
 
-    async def says(self, task: Task) -> None:
-        """That task writes the line `one two`."""
+    async def run(self, task_id: str) -> None:
+        """Return once the task runs."""
         ...
 
-    async def finished(self) -> Task:
-        """A task that completed, having written `done`."""
+    async def write(self, task_id: str, lines: bytes) -> None:
+        """A running OBEDIENT task writes whole lines; return once they can be read."""
         ...
 
-    async def worker(self) -> str:
-        """The one that tasks are placed on."""
+    async def end(self, task_id: str, exit_code: int = 0) -> None:
+        """A running OBEDIENT task ends; return once it has ended."""
+        ...
+
+    async def remove_log(self, task_id: str) -> None:
+        """The log of a task that has ended is kept no longer."""
+        ...
+
+    async def add_worker(self) -> str:
+        """Another worker joins; returns its id."""
+        ...
+
+    async def hinder_worker(self, worker_id: str) -> str:
+        """That worker can start nothing any more; returns words of the problem that it tells."""
         ...
 
 
 class Sql:
     """A database, with the test in the place of controller and agents."""
 
-    waiting = SPEC
+    worker_id = WORKER.worker_id
+    idle = Waiting(Reason.NO_WORKERS, "start an agent")
+    too_large = Waiting(Reason.TOO_LARGE, "worker-1 is too small by 99996 CPU")
 
     def __init__(self, store: SqlStore) -> None:
         self.store = store
-        self._runs: dict[str, Run] = {}
 
-    async def begin(self) -> None: ...
+    async def begin(self) -> None:
+        await self._join(self.worker_id)
 
-    async def placed(self) -> Task:
-        task, run = await placed(self.store)
-        self._runs[task.task_id] = run
-        return task
+    async def place(self, task_id: str) -> None:
+        await self.begin()
+        await self._commit(*placing(await self.store.get_task(task_id)))
 
-    async def says(self, task: Task) -> None:
-        await self.store.append_log(self._runs[task.task_id].run_id, 0, b"one two\n")
+    async def run(self, task_id: str) -> None:
+        if (await self.store.get_task(task_id)).status is TaskStatus.QUEUED:
+            await self.place(task_id)
+        now = _now()
+        await self._report(task_id, RunPhase.STARTING)
+        await self._report(task_id, RunPhase.RUNNING, started_at=now)
+        await self._commit(replace(await self.store.get_task(task_id), status=TaskStatus.RUNNING, started_at=now))
 
-    async def finished(self) -> Task:
-        return await finished(self.store)
+    async def write(self, task_id: str, lines: bytes) -> None:
+        run = run_id(task_id, (await self.store.get_task(task_id)).attempt)
+        end = (await self.store.log_ends([run])).get(run, 0)
+        assert await self.store.append_log(run, end, lines) == end + len(lines)
 
-    async def worker(self) -> str:
-        await self.store.register_worker(WORKER)
-        return WORKER.worker_id
+    async def end(self, task_id: str, exit_code: int = 0) -> None:
+        now = _now()
+        phase = RunPhase.FAILED if exit_code else RunPhase.SUCCEEDED
+        await self._report(task_id, phase, finished_at=now, exit_code=exit_code)
+        status = TaskStatus.FAILED if exit_code else TaskStatus.COMPLETED
+        task = await self.store.get_task(task_id)
+        await self._commit(replace(task, status=status, finished_at=now, exit_code=exit_code))
+
+    async def remove_log(self, task_id: str) -> None:
+        assert (await self.store.get_task(task_id)).status.terminal
+        await self.store.delete_logs(2**52, 10)
+
+    async def add_worker(self) -> str:
+        await self._join("worker-2")
+        return "worker-2"
+
+    async def hinder_worker(self, worker_id: str) -> str:
+        worker = (await self.store.get_worker(worker_id)).worker
+        problem = "dockerd does not answer"
+        await self.store.record_heartbeats([Heartbeat(worker_id, worker.identity, _now(), False, problem, None, None)])
+        return problem
+
+    async def _join(self, worker_id: str) -> None:
+        now = _now()
+        joining = replace(WORKER, worker_id=worker_id, identity=worker_id, registered_at=now, last_heartbeat=now)
+        await self.store.register_worker(joining)
+
+    async def _report(self, task_id: str, phase: RunPhase, **news: int) -> None:
+        attempt = (await self.store.get_task(task_id)).attempt
+        report = RunReport(task_id=task_id, attempt=attempt, worker_id=self.worker_id, phase=phase)
+        told = await self.store.report_run(replace(report, **news))  # type: ignore[arg-type]
+        assert told is not None
+        assert told.phase is phase
+
+    async def _commit(self, *group: object) -> None:
+        assert (await self.store.commit([group])).applied == [True]  # type: ignore[list-item]
 
 
 class OnKubernetes:
-    """A namespace of a real cluster; its operator starts when it is needed."""
+    """A namespace of a real cluster; its operator starts when it is needed, unless one runs there already."""
 
-    waiting = replace(SPEC, image=SHELL, resources=Resources(100_000_000, 64 * MIB, 0, 0))
+    worker_id = NODE
+    idle = Waiting(Reason.WAITING_FOR_CAPACITY, "Waits for the operator")
+    too_large = Waiting(Reason.UNSCHEDULABLE, "Insufficient cpu")
 
-    def __init__(self, store: KubernetesStore, place: Place, ends: contextlib.ExitStack) -> None:
+    def __init__(self, store: KubernetesStore, place: Place, ends: contextlib.ExitStack, operated: bool) -> None:
         self.store = store
         self._place = place
         self._ends = ends
-        self._operator: Operating | None = None
+        self._operated = operated
+        self._written: Counter[str] = Counter()
 
     async def begin(self) -> None:
-        if self._operator is None:
-            started = self._place.operator()
-            self._operator = await asyncio.to_thread(self._ends.enter_context, started)
+        if not self._operated:
+            self._operated = True
+            await asyncio.to_thread(self._ends.enter_context, self._place.operator())
 
-    async def placed(self) -> Task:
-        words = "until [ -e /go ]; do sleep 0.1; done; echo one two; trap '' TERM; while true; do sleep 1; done"
-        return await self._ran(words, TaskStatus.RUNNING)
-
-    async def says(self, task: Task) -> None:
-        await asyncio.to_thread(self._place.kubectl, "exec", f"{task.task_id}-1", "--", "touch", "/go")
-
-    async def finished(self) -> Task:
-        return await self._ran("printf done", TaskStatus.COMPLETED)
-
-    async def worker(self) -> str:
-        return "real-1"
-
-    async def _ran(self, command: str, status: TaskStatus) -> Task:
+    async def place(self, task_id: str) -> None:
         await self.begin()
-        spec = TaskSpec(user_id="ann", image=SHELL, command=command, resources=Resources(20, 32 * MIB, 0, 0))
-        task = await self.store.create_task(spec)
+        await self._until(task_id, lambda task: task.worker_id == self.worker_id)
+
+    async def run(self, task_id: str) -> None:
+        await self.begin()
+        await self._until(task_id, lambda task: task.status is TaskStatus.RUNNING)
+
+    async def write(self, task_id: str, lines: bytes) -> None:
+        self._written[task_id] += len(lines)
+        words = ["exec", "-i", f"{task_id}-1", "--", "sh", "-c", "base64 -d > /proc/1/fd/1"]
+        await self._kubectl(*words, given=base64.b64encode(lines).decode())
+        await asyncio.to_thread(self._place.until_written, f"{task_id}-1", self._written[task_id])
+
+    async def end(self, task_id: str, exit_code: int = 0) -> None:
+        script = f"mkfifo /end 2>/dev/null; echo {exit_code} > /end"
+        await self._kubectl("exec", f"{task_id}-1", "--", "sh", "-c", script, check=False)  # it ends with the container
+        await self._until(task_id, lambda task: task.status.terminal)
+
+    async def remove_log(self, task_id: str) -> None:
+        await asyncio.to_thread(self._place.until_gone, f"pod/{task_id}-1")
+        await self._kubectl("delete", "configmap", f"{task_id}-1-log")
+
+    async def add_worker(self) -> str:
+        if self._place.kube.own is None:
+            missing("Played nodes", "unset CLOUDAI_TEST_KUBECONFIG")
+        name = f"{self._place.name}-node"
+        await self._kubectl("create", "-f", "-", given=played_node(name))
+        self._ends.callback(self._place.kubectl, "delete", "node", name)
+        return name
+
+    async def hinder_worker(self, worker_id: str) -> str:
+        await self._kubectl("cordon", worker_id)
+        return "cordoned"
+
+    async def _kubectl(self, *arguments: str, given: object = None, check: bool = True) -> None:
+        await asyncio.to_thread(self._place.kubectl, *arguments, given=given, check=check)
+
+    async def _until(self, task_id: str, true: Callable[[Task], bool]) -> None:
         async with asyncio.timeout(PATIENCE):
             changes = self.store.watch(0)
             async with contextlib.aclosing(changes):  # type: ignore[type-var]
-                while task.status is not status:
+                while not true(await self.store.get_task(task_id)):
                     await anext(changes)
-                    task = await self.store.get_task(task.task_id)
-        return task
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def new_name() -> str:
+    """Of a database."""
+    return f"world_{next(_numbers)}"
 
 
 @contextlib.asynccontextmanager
-async def on_kubernetes(place: Place) -> AsyncIterator[OnKubernetes]:
+async def on_sql(url: str) -> AsyncIterator[Sql]:
+    store = await open_store(url)
+    try:
+        yield Sql(store)
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def on_kubernetes(place: Place, *, operated: bool) -> AsyncIterator[OnKubernetes]:
+    """`operated`: whether an operator runs there."""
     settings = Settings(namespace=place.name, kubeconfig=place.kube.kubeconfig, store="kubernetes")
     store = await open_kubernetes(settings)
     try:
         with contextlib.ExitStack() as ends:
-            yield OnKubernetes(store, place, ends)
+            yield OnKubernetes(store, place, ends, operated)
     finally:
         await store.close()

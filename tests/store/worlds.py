@@ -36,7 +36,7 @@ OBEDIENT = TaskSpec(
     command="mkfifo /end 2>/dev/null; read code < /end; exit $code",
     resources=Resources(20, 32 * MIB, 0, 0),
 )
-ENDLESS = replace(OBEDIENT, image="registry.invalid/nothing:1")  # once placed it stays pending: its image never comes
+STARTLESS = replace(OBEDIENT, image="registry.invalid/nothing:1")  # once placed it stays pending: its image never comes
 TOO_LARGE = replace(OBEDIENT, resources=Resources(100_000_000, 64 * MIB, 0, 0))  # stays queued
 _numbers = itertools.count(1)
 
@@ -65,8 +65,8 @@ class World(Protocol):
         """Return once the task runs."""
         ...
 
-    async def write(self, task_id: str, lines: bytes) -> None:
-        """A running OBEDIENT task writes whole lines; return once they can be read."""
+    async def write(self, task_id: str, lines: bytes, times: int = 1) -> None:
+        """A running OBEDIENT task writes whole lines, so many times over; return once all can be read."""
         ...
 
     async def end(self, task_id: str, exit_code: int = 0) -> None:
@@ -111,10 +111,12 @@ class Sql:
         await self._report(task_id, RunPhase.RUNNING, started_at=now)
         await self._commit(replace(await self.store.get_task(task_id), status=TaskStatus.RUNNING, started_at=now))
 
-    async def write(self, task_id: str, lines: bytes) -> None:
+    async def write(self, task_id: str, lines: bytes, times: int = 1) -> None:
         run = run_id(task_id, (await self.store.get_task(task_id)).attempt)
         end = (await self.store.log_ends([run])).get(run, 0)
-        assert await self.store.append_log(run, end, lines) == end + len(lines)
+        for _ in range(times):
+            assert await self.store.append_log(run, end, lines) == end + len(lines)
+            end += len(lines)
 
     async def end(self, task_id: str, exit_code: int = 0) -> None:
         now = _now()
@@ -181,9 +183,10 @@ class OnKubernetes:
         await self.begin()
         await self._until(task_id, lambda task: task.status is TaskStatus.RUNNING)
 
-    async def write(self, task_id: str, lines: bytes) -> None:
-        self._written[task_id] += len(lines)
-        words = ["exec", "-i", f"{task_id}-1", "--", "sh", "-c", "base64 -d > /proc/1/fd/1"]
+    async def write(self, task_id: str, lines: bytes, times: int = 1) -> None:
+        self._written[task_id] += len(lines) * times
+        script = f"base64 -d > /lines; for _ in $(seq {times}); do cat /lines; done > /proc/1/fd/1"
+        words = ["exec", "-i", f"{task_id}-1", "--", "sh", "-c", script]
         await self._kubectl(*words, given=base64.b64encode(lines).decode())
         await asyncio.to_thread(self._place.until_written, f"{task_id}-1", self._written[task_id])
 
@@ -193,8 +196,8 @@ class OnKubernetes:
         await self._until(task_id, lambda task: task.status.terminal)
 
     async def remove_log(self, task_id: str) -> None:
-        await asyncio.to_thread(self._place.until_gone, f"pod/{task_id}-1")
-        await self._kubectl("delete", "configmap", f"{task_id}-1-log")
+        await asyncio.to_thread(self._place.kube.until_there, self._place.name, "configmap", f"{task_id}-1-log")
+        await self._kubectl("delete", f"configmap/{task_id}-1-log", f"pod/{task_id}-1")
 
     async def add_worker(self) -> str:
         if self._place.kube.own is None:
@@ -242,8 +245,9 @@ async def on_kubernetes(place: Place, *, operated: bool) -> AsyncIterator[OnKube
     """`operated`: whether an operator runs there."""
     settings = Settings(namespace=place.name, kubeconfig=place.kube.kubeconfig, store="kubernetes")
     store = await open_kubernetes(settings)
+    ends = contextlib.ExitStack()
     try:
-        with contextlib.ExitStack() as ends:
-            yield OnKubernetes(store, place, ends, operated)
+        yield OnKubernetes(store, place, ends, operated)
     finally:
+        await asyncio.to_thread(ends.close)
         await store.close()

@@ -1,11 +1,16 @@
-"""The real facade over a real SQLite store: in process for most tests, behind a real uvicorn for sockets and streams."""
+"""The real facade: over every store, behind a real uvicorn, for what the store has a part in; else over a real SQLite store.
+
+What never reaches a store - validation, routes and methods, rate limits, hosts and origins - is the same code whatever lies
+behind it, so `api` (in process) and `server` (behind uvicorn) try it over SQLite only.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +19,14 @@ import pytest
 import uvicorn
 
 from cloudai.api.app import create_app
-from cloudai.resources import Resources, Run, RunPhase, Task, TaskStatus, Worker, run_id
+from cloudai.documents import body_of
 from cloudai.settings import Settings
-from cloudai.store.protocol import FacadeStore, RunReport
+from cloudai.store.protocol import FacadeStore
 from cloudai.store.sql import SqlStore, open_store
+from tests.store import worlds
+from tests.store.worlds import World
 
+Document = dict[str, Any]
 BODY: dict[str, Any] = {
     "user_id": "user-123",
     "docker_image": "docker.io/library/ubuntu:latest",
@@ -28,7 +36,10 @@ BODY: dict[str, Any] = {
     "req_storage": 5.0,
     "req_gpu": 0.0,
 }
-GIB = 1024**3
+OBEDIENT = body_of(worlds.OBEDIENT)
+STARTLESS = body_of(worlds.STARTLESS)
+TOO_LARGE = body_of(worlds.TOO_LARGE)
+PATIENCE = 90  # seconds; whatever takes longer counts as never
 
 
 @pytest.fixture
@@ -104,6 +115,60 @@ async def server(store: SqlStore, settings: Settings) -> AsyncIterator[Server]:
         yield running
 
 
+@dataclass(frozen=True)
+class Facade:
+    """A client of a facade that listens on `port`, and the world behind it."""
+
+    http: httpx.AsyncClient
+    port: int
+    world: World
+
+    async def submit(self, **fields: Any) -> str:
+        return await submit(self.http, **fields)
+
+    async def task(self, task_id: str, query: str = "") -> Document:
+        answer = await self.http.get(f"/api/tasks/{task_id}?{query}")
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    async def until(self, task_id: str, true: Callable[[Document], bool]) -> Document:
+        """The task once it is as wished."""
+        task = await self.task(task_id)
+        async with asyncio.timeout(PATIENCE):
+            while not true(task):
+                task = await self.task(task_id, f"wait_seconds=30&version={task['version']}")
+        return task
+
+    async def running(self, **fields: Any) -> str:
+        """The id of a task that runs until it is told to end."""
+        task_id = await self.submit(**OBEDIENT | fields)
+        await self.world.run(task_id)
+        return task_id
+
+
+@contextlib.asynccontextmanager
+async def facing(world: World, settings: Settings) -> AsyncIterator[Facade]:
+    async with (
+        serving(world.store, settings) as server,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE) as client,
+    ):
+        yield Facade(client, server.port, world)
+
+
+@pytest.fixture
+async def facade(world: World, settings: Settings) -> AsyncIterator[Facade]:
+    """Over each kind of store, without tasks; none is placed before `world.begin()`."""
+    async with facing(world, settings) as facade:
+        yield facade
+
+
+@pytest.fixture
+async def shared_facade(shared_world: World, settings: Settings) -> AsyncIterator[Facade]:
+    """Over each kind of store, where tasks are placed; other tests may have left some."""
+    async with facing(shared_world, settings) as facade:
+        yield facade
+
+
 async def submit(api: httpx.AsyncClient, **fields: Any) -> str:
     answer = await api.post("/api/tasks", json=BODY | fields)
     assert answer.status_code == 200, answer.text
@@ -116,78 +181,3 @@ async def error_of(answer: httpx.Response) -> dict[str, Any]:
     assert list(document) == ["error"]
     assert set(document["error"]) == {"code", "message", "details"}
     return dict(document["error"])
-
-
-async def join(store: SqlStore, worker_id: str = "worker-1", now: int = 0, **fields: Any) -> Worker:
-    """A worker of 8 cores, 16 GiB, 100 GiB and 2 GPUs, heard of at `now` (ms)."""
-    worker = Worker(
-        worker_id=worker_id,
-        identity=f"identity-{worker_id}",
-        address="192.168.1.100:50052",
-        capacity=Resources(8000, 16 * GIB, 100 * GIB, 2000),
-        runtime="docker",
-        registered_at=now,
-        last_heartbeat=now,
-        **fields,
-    )
-    return await store.register_worker(worker)
-
-
-async def place(store: SqlStore, task_id: str, worker_id: str = "worker-1") -> Run:
-    """As the controller does: the task is pending, its run assigned."""
-    task = await store.get_task(task_id)
-    run = Run(
-        task_id=task_id,
-        attempt=task.attempt + 1,
-        worker_id=worker_id,
-        user_id=task.spec.user_id,
-        image=task.spec.image,
-        command=task.spec.command,
-        resources=task.spec.resources,
-    )
-    changed = _changed(task, status=TaskStatus.PENDING, attempt=run.attempt, worker_id=worker_id)
-    committed = await store.commit([[changed, run]])
-    assert committed.applied == [True]
-    return run
-
-
-async def start(store: SqlStore, task_id: str, worker_id: str = "worker-1", at: int = 1_763_289_005_000) -> Run:
-    """Placed and running."""
-    run = await place(store, task_id, worker_id)
-    for phase in (RunPhase.STARTING, RunPhase.RUNNING):
-        started = at if phase is RunPhase.RUNNING else None
-        await store.report_run(
-            RunReport(task_id=task_id, attempt=run.attempt, worker_id=worker_id, phase=phase, started_at=started)
-        )
-    await store.commit([[_changed(await store.get_task(task_id), status=TaskStatus.RUNNING, started_at=at)]])
-    return run
-
-
-async def finish(store: SqlStore, task_id: str, exit_code: int = 0) -> None:
-    """A running task, completed or failed."""
-    task = await store.get_task(task_id)
-    assert task.worker_id
-    phase = RunPhase.FAILED if exit_code else RunPhase.SUCCEEDED
-    end = task.started_at or 0
-    await store.report_run(
-        RunReport(
-            task_id=task_id,
-            attempt=task.attempt,
-            worker_id=task.worker_id,
-            phase=phase,
-            finished_at=end + 1000,
-            exit_code=exit_code,
-        )
-    )
-    status = TaskStatus.FAILED if exit_code else TaskStatus.COMPLETED
-    await store.commit([[_changed(task, status=status, finished_at=end + 1000, exit_code=exit_code)]])
-
-
-async def write_log(store: SqlStore, task_id: str, data: bytes, offset: int = 0, attempt: int = 1) -> None:
-    assert await store.append_log(run_id(task_id, attempt), offset, data) == offset + len(data)
-
-
-def _changed(task: Task, **fields: Any) -> Task:
-    from dataclasses import replace
-
-    return replace(task, **fields)

@@ -1,4 +1,4 @@
-"""The OpenAPI document against the running API, and a client generated from it."""
+"""The OpenAPI document against the running API over every store, and a client generated from it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ import httpx
 import pytest
 
 from cloudai.api.openapi import document
-from cloudai.store.sql import SqlStore
-from tests.api.conftest import BODY, Server, error_of, join, start, submit
+from tests.api.conftest import BODY, Facade, error_of
 
 SECONDS = 300
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the generated code is formatted with the project's tools
@@ -46,50 +46,40 @@ async def run(*command: str, directory: Path) -> str:
 
 
 @pytest.mark.timeout(SECONDS)
-async def test_the_api_keeps_to_its_own_document(server: Server, store: SqlStore, tmp_path: Path) -> None:
-    await join(store)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as api:
-        await start(store, await submit(api))
-    await check_document(server.port, tmp_path)
-
-
-async def check_document(port: int, tmp_path: Path, examples: int = 25) -> None:
+async def test_the_api_keeps_to_its_own_document(shared_facade: Facade, tmp_path: Path) -> None:
     """No answer is a fault, or one that the document does not have."""
+    await shared_facade.running()
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     await run(
         sys.executable,
-        *("-m", "schemathesis.cli", "run", f"http://127.0.0.1:{port}/openapi.json"),
-        *("--checks", "all", "--seed", "1", "--max-examples", str(examples), "--no-color"),
+        *("-m", "schemathesis.cli", "run", f"http://127.0.0.1:{shared_facade.port}/openapi.json"),
+        *("--checks", "all", "--seed", "1", "--max-examples", "25", "--no-color"),
         *("--exclude-path", "/metrics", "--request-timeout", "70"),
         directory=tmp_path,
     )
 
 
+@pytest.fixture(scope="module")
+def generated_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The package `generated_client` can be imported."""
+    directory = tmp_path_factory.mktemp("generated")
+    (directory / "openapi.json").write_text(json.dumps(document()))
+    wish = ("generate", "--path", "openapi.json", "--meta", "none", "--output-path", "generated_client")
+    program = str(Path(sys.executable).parent / "openapi-python-client")
+    asyncio.run(run(program, *wish, "--fail-on-warning", directory=directory))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(directory)
+        yield
+
+
 @pytest.mark.timeout(SECONDS)
-async def test_a_generated_client_submits_and_reads(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "openapi.json").write_text(json.dumps(document()))
-    await run(
-        str(Path(sys.executable).parent / "openapi-python-client"),
-        *(
-            "generate",
-            "--path",
-            "openapi.json",
-            "--meta",
-            "none",
-            "--output-path",
-            "generated_client",
-            "--fail-on-warning",
-        ),
-        directory=tmp_path,
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.usefixtures("generated_client")
+async def test_a_generated_client_submits_and_reads(facade: Facade) -> None:
     generated: Any = importlib.import_module("generated_client")
     models: Any = importlib.import_module("generated_client.models")
     submit_task: Any = importlib.import_module("generated_client.api.tasks.submit_task")
     get_task: Any = importlib.import_module("generated_client.api.tasks.get_task")
-    async with generated.Client(base_url=f"http://127.0.0.1:{server.port}") as client:
+    async with generated.Client(base_url=f"http://127.0.0.1:{facade.port}") as client:
         accepted = await submit_task.asyncio(client=client, body=models.TaskRequest.from_dict(BODY))
         task = await get_task.asyncio(accepted.task_id, client=client)
     assert (task.status, task.docker_image, task.req_cpu) == ("queued", BODY["docker_image"], 1.0)
@@ -106,16 +96,17 @@ async def test_the_page_needs_nothing_from_elsewhere(api: httpx.AsyncClient) -> 
     assert answer.headers["content-security-policy"].startswith("default-src 'none'; connect-src 'self'")
 
 
-async def test_health_says_what_is_not_ready(api: httpx.AsyncClient, store: SqlStore) -> None:
-    assert (await api.get("/healthz")).json() == {"status": "ok"}
-    ready = await api.get("/readyz")
+async def test_health_says_what_is_not_ready(facade: Facade) -> None:
+    assert (await facade.http.get("/healthz")).json() == {"status": "ok"}
+    ready = await facade.http.get("/readyz")
     assert (ready.status_code, ready.json()["ready"]) == (200, True)
     assert "nobody leads" in ready.json()["checks"]["controller"]
-    assert ready.headers["x-cloudai-cluster"] == store.cluster_id
+    assert ready.headers["x-cloudai-cluster"] == facade.world.store.cluster_id
 
 
-async def test_metrics_count_requests_by_pattern(api: httpx.AsyncClient) -> None:
-    await error_of(await api.get("/api/tasks/task-1"))
-    text = (await api.get("/metrics")).text
+async def test_metrics_count_tasks_and_requests_by_pattern(facade: Facade) -> None:
+    await facade.submit()
+    await error_of(await facade.http.get("/api/tasks/task-1"))
+    text = (await facade.http.get("/metrics")).text
     assert 'cloudai_http_requests_total{method="GET",path="/api/tasks/{task_id}",status="404"} 1.0' in text
-    assert 'cloudai_tasks{status="queued"} 0.0' in text
+    assert 'cloudai_tasks{status="queued"} 1.0' in text

@@ -1,122 +1,110 @@
+"""Telemetry, over every store; who may listen and how fast they must read is the facade's own, over SQLite only, below."""
+
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
 from cloudai.settings import Settings
-from cloudai.store.protocol import Heartbeat
 from cloudai.store.sql import SqlStore
-from tests.api.conftest import BODY, Server, finish, join, place, serving, start
+from tests.api.conftest import PATIENCE, STARTLESS, TOO_LARGE, Facade, Server, serving
+from tests.store.values import WORKER
 
-PATIENCE = 30
 
-
-def url(server: Server) -> str:
+def url(server: Server | Facade) -> str:
     return f"ws://127.0.0.1:{server.port}/ws/telemetry"
 
 
-async def spec_task(store: SqlStore) -> str:
-    from cloudai.api.models import TaskRequest
-    from cloudai.api.tasks import spec_of
-
-    return (await store.create_task(spec_of(TaskRequest(**BODY)))).task_id
-
-
-async def message(socket: ClientConnection, kind: str) -> dict[str, Any]:
-    """The next message of a type."""
+async def told(socket: ClientConnection, kind: str, **data: Any) -> dict[str, Any]:
+    """The data of the next message of a type, with these in it."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            document = json.loads(await socket.recv())
-            if document["type"] == kind:
-                return dict(document)
-
-
-def now() -> int:
-    return time.time_ns() // 10**6
+            message = json.loads(await socket.recv())
+            assert set(message) == {"type", "timestamp", "data"}
+            if message["type"] == kind and message["data"].items() >= data.items():
+                return dict(message["data"])
 
 
 @contextlib.asynccontextmanager
-async def listening(server: Server) -> AsyncIterator[ClientConnection]:
+async def listening(facade: Facade) -> AsyncIterator[ClientConnection]:
     """A client that has had its first message and is told of everything from now on."""
-    async with websockets.connect(url(server), proxy=None) as socket:
-        await message(socket, "telemetry_update")
-        await message(socket, "telemetry_update")  # the second comes from the work behind, which has looked by then
+    async with websockets.connect(url(facade), proxy=None) as socket:
+        await told(socket, "telemetry_update")
+        await told(socket, "telemetry_update")  # the second comes from the work behind, which has looked by then
         yield socket
 
 
-async def test_an_update_comes_at_once_and_again(server: Server, store: SqlStore) -> None:
-    await join(store, now=now())
-    task_id = await spec_task(store)
-    await start(store, task_id)
-    async with websockets.connect(url(server), proxy=None) as socket:
+async def test_an_update_comes_at_once_and_again(facade: Facade) -> None:
+    task_id = await facade.running()
+    running = {"task_id": task_id, "status": "running", "worker_id": facade.world.worker_id, "progress": None}
+    async with websockets.connect(url(facade), proxy=None) as socket:
         for _ in range(2):
-            update = await message(socket, "telemetry_update")
-            assert set(update) == {"type", "timestamp", "data"}
-            data = update["data"]
-            assert data["tasks"] == [
-                {"task_id": task_id, "status": "running", "worker_id": "worker-1", "progress": None}
-            ]
-            worker = data["workers"][0]
+            data = await told(socket, "telemetry_update")
+            assert data["tasks"] == [running]
+            worker = {worker["worker_id"]: worker for worker in data["workers"]}[facade.world.worker_id]
             assert set(worker) == {"worker_id", "cpu_usage", "memory_usage", "active_tasks", "last_heartbeat"}
-            assert (worker["worker_id"], worker["active_tasks"]) == ("worker-1", 1)
-            expected = {"total_workers": 1, "active_workers": 1, "available_cpu": 7.0, "available_memory": 14.0}
-            assert data["cluster"] == expected
+            assert worker["active_tasks"] == 1
+            assert data["cluster"] == await overview(facade)
+
+
+async def overview(facade: Facade) -> dict[str, float]:
+    """What an update says of the cluster, computed from its workers."""
+    workers = (await facade.http.get("/api/workers")).json()["workers"]
+    active = [worker for worker in workers if worker["is_active"]]
+    amounts = {f"available_{what}": sum(worker[f"available_{what}"] for worker in active) for what in ("cpu", "memory")}
+    return {"total_workers": len(workers), "active_workers": len(active), **amounts}
 
 
 @pytest.mark.parametrize(("exit_code", "status"), [(0, "completed"), (3, "failed")])
-async def test_starts_and_ends_are_told(server: Server, store: SqlStore, exit_code: int, status: str) -> None:
-    await join(store, now=now())
-    async with listening(server) as socket:
-        task_id = await spec_task(store)
-        await start(store, task_id)
-        started = (await message(socket, "task_started"))["data"]
-        assert (started["task_id"], started["worker_id"], started["status"]) == (task_id, "worker-1", "running")
-        await finish(store, task_id, exit_code)
-        ended = (await message(socket, "task_completed"))["data"]
-        assert (ended["task_id"], ended["status"], ended["exit_code"]) == (task_id, status, exit_code)
-
-
-async def test_a_task_cancelled_while_it_waits_is_told(server: Server, store: SqlStore) -> None:
-    async with listening(server) as socket:
-        task_id = await spec_task(store)
-        await store.cancel_task(task_id)
-        assert (await message(socket, "task_completed"))["data"]["status"] == "cancelled"
-
-
-async def test_workers_that_come_and_fall_silent_are_told(server: Server, store: SqlStore) -> None:
-    async with listening(server) as socket:
-        worker = await join(store, now=now())
-        assert (await message(socket, "worker_registered"))["data"]["worker_id"] == "worker-1"
-        silent = Heartbeat("worker-1", worker.identity, now(), False, "dockerd does not answer", None, None)
-        await store.record_heartbeats([silent])
-        assert (await message(socket, "worker_disconnected"))["data"]["problem"] == "dockerd does not answer"
-
-
-async def test_every_client_is_told(server: Server, store: SqlStore) -> None:
-    await join(store, now=now())
-    async with listening(server) as one, listening(server) as other:
-        task_id = await spec_task(store)
-        await start(store, task_id)
+async def test_starts_and_ends_are_told_to_everybody(shared_facade: Facade, exit_code: int, status: str) -> None:
+    worker_id = shared_facade.world.worker_id
+    async with listening(shared_facade) as one, listening(shared_facade) as other:
+        task_id = await shared_facade.running()
         for socket in (one, other):
-            assert (await message(socket, "task_started"))["data"]["task_id"] == task_id
+            started = await told(socket, "task_started", task_id=task_id)
+            assert (started["worker_id"], started["status"]) == (worker_id, "running")
+        await shared_facade.world.end(task_id, exit_code)
+        for socket in (one, other):
+            ended = await told(socket, "task_completed", task_id=task_id)
+            assert (ended["status"], ended["exit_code"]) == (status, exit_code)
 
 
-async def test_a_pending_task_is_shown(server: Server, store: SqlStore) -> None:
-    await join(store, now=now())
-    task_id = await spec_task(store)
-    await place(store, task_id)
-    async with websockets.connect(url(server), proxy=None) as socket:
-        update = await message(socket, "telemetry_update")
-        assert [(task["task_id"], task["status"]) for task in update["data"]["tasks"]] == [(task_id, "pending")]
+async def test_a_task_cancelled_while_it_waits_is_told(shared_facade: Facade) -> None:
+    async with listening(shared_facade) as socket:
+        task_id = await shared_facade.submit(**TOO_LARGE)
+        await shared_facade.http.post(f"/api/tasks/{task_id}/cancel")
+        ended = await told(socket, "task_completed", task_id=task_id)
+        assert (ended["status"], ended["worker_id"], ended["started_at"]) == ("cancelled", None, None)
+
+
+async def test_workers_that_come_and_can_start_nothing_any_more_are_told(shared_facade: Facade) -> None:
+    async with listening(shared_facade) as socket:
+        worker_id = await shared_facade.world.add_worker()
+        await told(socket, "worker_registered", worker_id=worker_id)
+        problem = await shared_facade.world.hinder_worker(worker_id)
+        gone = await told(socket, "worker_disconnected", worker_id=worker_id)
+        assert problem in gone["problem"]
+
+
+async def test_a_pending_task_is_shown(facade: Facade) -> None:
+    task_id = await facade.submit(**STARTLESS)
+    await facade.world.place(task_id)
+    async with websockets.connect(url(facade), proxy=None) as socket:
+        update = await told(socket, "telemetry_update")
+        assert [(task["task_id"], task["status"]) for task in update["tasks"]] == [(task_id, "pending")]
+
+
+# ---- the facade's own
 
 
 async def test_five_connections_an_address(store: SqlStore, tmp_path: Path) -> None:
@@ -157,13 +145,11 @@ async def test_an_unknown_socket_is_not_found(server: Server) -> None:
 async def test_a_client_that_does_not_read_is_dropped_and_the_others_are_told(store: SqlStore, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, telemetry_seconds=0.001)
     for number in range(500):
-        await join(store, f"worker-{number}", now=now())
+        await store.register_worker(replace(WORKER, worker_id=f"worker-{number}", identity=f"identity-{number}"))
     async with serving(store, settings) as server, websockets.connect(url(server), proxy=None) as reading:
         slow = await websockets.connect(url(server), proxy=None, max_queue=1, ping_interval=None)
         slow.transport.pause_reading()
-        import httpx
-
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as api, asyncio.timeout(PATIENCE * 3):
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as api, asyncio.timeout(PATIENCE):
             while "cloudai_telemetry_dropped_total 1.0" not in (await api.get("/metrics")).text:
                 for _ in range(20):
                     await reading.recv()

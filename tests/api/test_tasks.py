@@ -88,9 +88,10 @@ async def test_a_task_tells_its_times_and_once_it_has_ended_cannot_be_cancelled(
     await shared_facade.world.end(task_id, exit_code)
     ended = await shared_facade.task(task_id)
     assert (ended["status"], ended["exit_code"]) == (status, exit_code)
+    instants = [ended[f"{what}_at_ms"] for what in ("created", "started", "finished")]
+    assert instants == sorted(instants)
     times = [ended[f"{what}_at"] for what in ("created", "started", "finished")]
-    assert times == [in_seconds(ended[f"{what}_at_ms"]) for what in ("created", "started", "finished")]
-    assert times == sorted(times)
+    assert times == [in_seconds(instant) for instant in instants]
     assert times[:2] == [running["created_at"], running["started_at"]]
     answer = await shared_facade.http.post(f"/api/tasks/{task_id}/cancel")
     assert answer.status_code == 409

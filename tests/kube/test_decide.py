@@ -54,6 +54,14 @@ def test_a_task_that_came_far_since_the_last_look_is_written_once() -> None:
     assert decision.ended == (Attempt(attempt=1, node="node", started_at=5, finished_at=9, exit_code=0),)
 
 
+def test_whole_seconds_of_kubernetes_do_not_let_a_task_start_before_it_was_made() -> None:
+    made = replace(TASK, created_at=10_100)
+    ended = run(phase=RunPhase.SUCCEEDED, worker_id="node", started_at=10_000, finished_at=10_000, exit_code=0)
+    decision = decided(made, ended)
+    assert (decision.task.started_at, decision.task.finished_at) == (10_100, 10_100)
+    assert decision.ended == (Attempt(attempt=1, node="node", started_at=10_100, finished_at=10_100, exit_code=0),)
+
+
 def test_a_lost_attempt_is_followed_by_another_one_and_a_failed_one_is_not() -> None:
     lost = run(phase=RunPhase.LOST, worker_id="node", reason=Reason.WORKER_LOST)
     again = decided(RUNNING, lost)

@@ -39,7 +39,7 @@ class Decision:
 def decide(task: Task, ended: Sequence[Attempt], runs: Mapping[str, Run], now: int, image_grace: int) -> Decision:
     """`runs`: by run id. `image_grace`: ms that an image may fail to come before the attempt is given up."""
     listed = {one.attempt: one for one in ended}
-    seen = {name: _as_noted(task, run) for name, run in runs.items()}
+    seen = {name: _as_noted(task, _in_order(task, run)) for name, run in runs.items()}
     live = {name: run for name, run in seen.items() if not run.phase.terminal}
     if task.status.terminal:
         stops = tuple(action.run for action in reconcile(None, live, now) if isinstance(action, StopRun))
@@ -99,6 +99,13 @@ def _begun(task: Task, runs: Mapping[str, Run]) -> Task:
     else:
         run = runs.get(run_id(task.task_id, task.attempt))
     return task if run is None else replace(task, worker_id=run.worker_id or None)
+
+
+def _in_order(task: Task, run: Run) -> Run:
+    """Kubernetes tells whole seconds, rounded down; nothing of an attempt was before its task."""
+    began = None if run.started_at is None else max(run.started_at, task.created_at)
+    over = None if run.finished_at is None else max(run.finished_at, task.created_at)
+    return replace(run, started_at=began, finished_at=over)
 
 
 def _as_noted(task: Task, run: Run) -> Run:

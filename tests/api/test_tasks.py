@@ -114,6 +114,15 @@ async def test_a_list_has_the_documented_fields_newest_first(facade: Facade) -> 
     assert ([task["task_id"] for task in own["tasks"]], own["total"]) == ([ids[0]], 2)
 
 
+async def test_a_list_is_newest_first_with_idempotency_keys_and_without(facade: Facade) -> None:
+    ids = []
+    for number in range(8):
+        headers = {"Idempotency-Key": f"key-{number}"} if number % 2 else {}
+        ids.append((await facade.http.post("/api/tasks", json=BODY, headers=headers)).json()["task_id"])
+    page = (await facade.http.get("/api/tasks")).json()
+    assert [task["task_id"] for task in page["tasks"]] == ids[::-1]
+
+
 async def test_a_list_by_status_and_in_full(facade: Facade) -> None:
     await facade.world.begin()
     task_id, cancelled = await facade.submit(**TOO_LARGE), await facade.submit(**TOO_LARGE)

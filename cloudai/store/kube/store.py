@@ -22,7 +22,7 @@ from cloudai.store.kube.api import Api, ApiError, Json, NoCluster, as_unavailabl
 from cloudai.store.kube.cache import NodeCache, PodCache, TaskCache
 from cloudai.store.kube.logs import Absent, PodLogs
 from cloudai.store.kube.revisions import Revisions
-from cloudai.store.kube.task_resource import CANCEL, GROUP, PLURAL, VERSION, millis, task_of, task_resource
+from cloudai.store.kube.task_resource import CANCEL, GROUP, PLURAL, SUBMITTED, VERSION, millis, task_of, task_resource
 from cloudai.store.kube.watch import Follower, follow
 from cloudai.store.protocol import Change, Idempotency, Lease, LogSlice, TaskPage, TaskQuery
 
@@ -127,7 +127,7 @@ class KubernetesStore:
     async def _create(self, name: str, spec: TaskSpec, token: str) -> Task | None:
         """None where another submit has taken the name."""
         resource = task_resource(name, self._namespace, spec)
-        resource["metadata"]["annotations"] = {SUBMIT: token}
+        resource["metadata"]["annotations"] = {SUBMIT: token, SUBMITTED: str(time.time_ns() // 1_000_000)}
         try:
             made = await self._api.create(self._tasks_path, resource)
         except ApiError as error:

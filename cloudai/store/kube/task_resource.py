@@ -22,9 +22,10 @@ KIND = "Task"
 USER_LABEL = f"{GROUP}/user"
 TASK_LABEL = f"{GROUP}/task"
 ATTEMPT_LABEL = f"{GROUP}/attempt"
+SUBMITTED = f"{GROUP}/submitted-at"  # annotation: when it was submitted, in ms since the epoch
 CANCEL = {"spec": {"cancelRequested": True}}
 LONGEST_MESSAGE = 1000  # characters
-_OURS = re.compile(r"task-([0-9]{1,19})", re.ASCII)
+_INSTANT = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 Json = dict[str, Any]
 
@@ -127,11 +128,11 @@ def _resources(amounts: Mapping[str, Any]) -> Resources:
 
 
 def _created_at(meta: Mapping[str, Any]) -> int:
-    """The name of a submitted task is the instant of its submit, which is finer than the resource's own."""
+    """The instant of a submit is finer than the resource's own, which is in whole seconds."""
     created = millis(meta["creationTimestamp"]) or 0
-    match = _OURS.fullmatch(meta["name"])
-    named = int(match[1]) // 1_000_000 if match else 0
-    return named if created <= named < created + 1000 else created
+    said = (meta.get("annotations") or {}).get(SUBMITTED, "")
+    submitted = int(said) if _INSTANT.fullmatch(said) else 0
+    return submitted if created <= submitted < created + 1000 else created
 
 
 # -- what became of it

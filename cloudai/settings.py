@@ -79,7 +79,12 @@ class Settings(BaseSettings):
     )
     gpu_resource: str = _setting("nvidia.com/gpu", "Kubernetes resource that a GPU is.", "api", "operator")
     image_grace_seconds: Seconds = _setting(
-        60.0, "How long Kubernetes may fail to fetch a task's image before the task fails.", "operator"
+        60.0,
+        "How long Kubernetes may fail to start a task, such as to fetch its image, before the task fails.",
+        "operator",
+    )
+    task_run_as_user: int | None = _setting(
+        None, "User id that tasks on Kubernetes run as unless they name one; default is the image's.", "operator", ge=1
     )
 
     # Leases: the API hands them to the agents, the controller judges by them.

@@ -80,11 +80,11 @@ class TaskLogs:
     async def _follow(
         self, task_id: str, attempt: int | None, limit: int | None, piece: LogSlice
     ) -> AsyncIterator[bytes]:
-        left = limit
+        left, offset = limit, piece.offset
         while True:
-            if piece.data:
+            if piece.data and piece.offset == offset:  # a log that was cut meanwhile is not sent again from its start
                 yield piece.data
-            offset = piece.offset + len(piece.data)
+                offset += len(piece.data)
             left = None if left is None else left - len(piece.data)
             if left == 0 or (piece.complete and offset >= piece.end):
                 return

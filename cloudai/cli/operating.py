@@ -26,15 +26,11 @@ from cloudai.settings import Settings
 from cloudai.store.kube.api import Api, NoCluster, connect
 from cloudai_controller.handlers import feed
 from cloudai_controller.kube.lease import Leader
-from cloudai_controller.kube.loop import RELIST_SECONDS, Operator
+from cloudai_controller.kube.loop import REPAIR_SECONDS, Operator, Over
 
-SILENT_SECONDS = 3 * RELIST_SECONDS  # without any word of the API server, after which a restart is asked for
+SILENT_SECONDS = 3 * REPAIR_SECONDS  # without any word of the API server, after which a restart is asked for
 
 log = logging.getLogger("cloudai.operator")
-
-
-class Over(Exception):
-    """This process can no longer do its work, and says why; a new one starts with nothing in memory."""
 
 
 def run_operator(settings: Settings) -> None:
@@ -70,7 +66,7 @@ async def _operate(api: Api, settings: Settings, listener: socket.socket, stop: 
             await asyncio.wait([keeping, stopping, *acting], return_when=asyncio.FIRST_COMPLETED)
             for work in (keeping, *acting):
                 if work.done():
-                    work.result()
+                    _told(work)
             if keeping.done():
                 raise Over("the lease was lost")  # another operator may lead by now
             if not stopping.done():
@@ -80,6 +76,15 @@ async def _operate(api: Api, settings: Settings, listener: socket.socket, stop: 
                 ending.cancel()
             await asyncio.gather(keeping, stopping, *acting, return_exceptions=True)
             await leader.release()
+
+
+def _told(work: asyncio.Future[None]) -> None:
+    """Raise what ended that work; Over, alone, where it is among what several of its parts raised."""
+    try:
+        work.result()
+    except BaseExceptionGroup as group:
+        over, _ = group.split(Over)
+        raise (over.exceptions[0] if over is not None else group) from None
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
@@ -99,7 +104,7 @@ async def _probes(operator: Operator, leader: Leader, listener: socket.socket) -
     """`/healthz`, `/readyz` and `/metrics`. A standby is ready: it is there to take over."""
 
     async def healthz(_: Request) -> Response:
-        silent = time.monotonic() - operator.told_at
+        silent = time.monotonic() - operator.heard_at
         if leader.leads() and silent > SILENT_SECONDS:
             return PlainTextResponse(f"no word of the API server for {silent:.0f} s\n", 503)
         return PlainTextResponse("ok\n")

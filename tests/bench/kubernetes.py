@@ -129,7 +129,7 @@ class Bench:
         api = await connect(Settings(kubeconfig=self.kube.kubeconfig))
         try:
             path = kind.path.format(place.name)
-            _, version = await api.list_all(path)
+            version = (await api.get(path, limit=1))["metadata"]["resourceVersion"]
             began = time.perf_counter()
             async with asyncio.timeout(600), asyncio.TaskGroup() as group:
                 group.create_task(_until_done(api, path, version, kind.done, count))

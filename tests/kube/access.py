@@ -18,8 +18,8 @@ LAST = {"operator": ("create", "leases.coordination.k8s.io"), "api": ("list", "n
 def rights(helm: Path, place: Place, part: str, release: str) -> list[Json]:
     """What the chart renders for `part` (operator or api)."""
     found = rendered(helm, "--set", f"tasks.namespace={place.name}", release=release, namespace=place.name)
-    names = (f"{release}-{part}", *(f"{release}-{name}" for name in FOR_PEOPLE))
-    return [one for one in found if one["kind"] in KINDS and one["metadata"]["name"] in names]
+    names = tuple(f"{release}-{name}" for name in (part, *FOR_PEOPLE))
+    return [one for one in found if one["kind"] in KINDS and one["metadata"]["name"].endswith(names)]
 
 
 def rules(objects: list[Json]) -> list[tuple[Json, Json]]:

@@ -30,8 +30,10 @@ def run(attempt: int = 1, phase: RunPhase = RunPhase.ASSIGNED, **fields: object)
     return replace(base, phase=phase, **fields)  # type: ignore[arg-type]
 
 
-def decided(task: Task, *runs: Run, ended: tuple[Attempt, ...] = (), now: int = NOW) -> Decision:
-    return decide(task, ended, {one.run_id: one for one in runs}, now, GRACE)
+def decided(
+    task: Task, *runs: Run, ended: tuple[Attempt, ...] = (), now: int = NOW, failing_since: int | None = None
+) -> Decision:
+    return decide(task, ended, {one.run_id: one for one in runs}, now, GRACE, failing_since)
 
 
 RUNNING = replace(TASK, status=TaskStatus.RUNNING, attempt=1, worker_id="node", started_at=5)
@@ -89,11 +91,12 @@ def test_a_cancelled_task_reads_so_when_its_pod_is_over() -> None:
 
 def test_an_image_that_does_not_come_is_waited_for_then_noted_then_given_up() -> None:
     pulling = run(
-        phase=RunPhase.PULLING, worker_id="node", reason=Reason.IMAGE_PULL_FAILED, message="no", created_at=NOW
-    )
+        phase=RunPhase.PULLING, worker_id="node", reason=Reason.IMAGE_PULL_FAILED, message="no", created_at=1
+    )  # which may come after a long time of pulling
     first = decided(TASK, pulling)
     assert (first.task.reason, first.delete, first.look_at) == ("ImagePullFailed", (), NOW + GRACE)
-    due = decided(first.task, pulling, now=NOW + GRACE)
+    assert decided(first.task, pulling, now=NOW + GRACE - 1, failing_since=NOW).delete == ()
+    due = decided(first.task, pulling, now=NOW + GRACE, failing_since=NOW)
     assert due.delete == (pulling,)
     gone = replace(pulling, phase=RunPhase.FAILED, reason=Reason.CONTAINER_GONE, message="deleted", stop_requested=True)
     assert (decided(due.task, gone).task.status, decided(due.task, gone).task.reason) == (

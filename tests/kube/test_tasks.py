@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.kube.kube import Kube, Place, conditions
+from tests.cluster.images import SHELL
+from tests.kube.kube import Kube, Place, conditions, task
 
 STUBBORN = "trap '' TERM; echo ready; while true; do sleep 0.1; done"
 
@@ -136,6 +137,49 @@ def test_a_deleted_task_is_stopped_and_leaves_nothing(shared: Place) -> None:
     shared.until_gone(f"pod/{name}-1")
     left = shared.get("pods,configmaps,ctask")["items"]
     assert [one["metadata"]["name"] for one in left if name in one["metadata"]["name"].split("-")] == []
+
+
+def test_another_task_of_the_same_name_has_nothing_of_the_one_before(shared: Place) -> None:
+    name = shared.apply(STUBBORN)
+    before = shared.until(name, "Running")["metadata"]["uid"]
+    spec = {"image": SHELL, "userId": "ann", "resources": {"cpu": "20m", "memory": "32Mi"}, "script": "echo new"}
+    shared.kubectl("replace", "--force", "-f", "-", given=task(name, spec))
+    found = shared.until(name, "Completed")
+    assert found["metadata"]["uid"] != before
+    assert (found["status"]["attempt"], found["status"]["exitCode"]) == (1, 0)
+    shared.kube.until_there(shared.name, "configmap", f"{name}-1-log")
+    assert log(shared, f"{name}-1") == "new\n"
+
+
+def test_pods_of_others_that_look_like_ours_are_left_alone_and_told_of(place: Place) -> None:
+    sleeps = {"containers": [{"name": "main", "image": SHELL, "command": ["sleep", "1000"]}]}
+    labels = {"cloudai.dev/task": "none", "cloudai.dev/attempt": "first"}
+    for name, own in (("t1-1", {}), ("odd", labels), ("none-1", {"cloudai.dev/task": "none"})):
+        meta = {"name": name, "labels": own}
+        place.kubectl("create", "-f", "-", given={"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": sleeps})
+    with place.operator():
+        first, second = place.apply("true"), place.apply("true")
+        assert first == "t1"
+        place.until(second, "Completed")
+        found = place.until_reason(first, "WaitingForAdmission")
+        assert "Another Pod has the name of its Pod, t1-1" in found["status"]["message"]
+        assert {"t1-1", "odd", "none-1"} <= {pod["metadata"]["name"] for pod in place.pods()}
+        place.kubectl("delete", "pod", "t1-1", "--grace-period=0", "--force")
+        place.until(first, "Completed")
+
+
+def test_a_task_whose_next_attempt_is_refused_lets_the_last_one_go(place: Place) -> None:
+    hard = {"spec": {"hard": {"count/pods": "1"}}}  # which a Pod uses up until it is gone
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}} | hard
+    place.kubectl("create", "-f", "-", given=quota)
+    place.kubectl("wait", "--for=jsonpath={.status.hard.count/pods}=1", "resourcequota/q", "--timeout=60s")
+    with place.operator():
+        name = place.apply("if [ $CLOUDAI_ATTEMPT = 1 ]; then sleep 1000; fi")
+        place.until(name, "Running")
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": f"{name}-1"}}
+        path = f"/api/v1/namespaces/{place.name}/pods/{name}-1/eviction"
+        place.kubectl("create", "--raw", path, "-f", "-", given=eviction)
+        assert place.until(name, "Completed")["status"]["attempt"] == 2
 
 
 def test_quota_makes_tasks_wait_and_say_so(place: Place) -> None:

@@ -2,6 +2,11 @@
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
+{{/* The name of what lies outside the release's own namespace, where others' may have the release's name. */}}
+{{- define "cloudai.global" -}}
+cloudai-{{ .Release.Namespace }}-{{ .Release.Name }}
+{{- end }}
+
 {{- define "cloudai.labels" -}}
 app.kubernetes.io/name: cloudai
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -66,16 +71,16 @@ spec:
       {{- end }}
       containers:
         - name: {{ .part }}
-          image: {{ include "cloudai.image" .root }}
+          image: {{ include "cloudai.image" .root | quote }}
           imagePullPolicy: {{ .root.Values.image.pullPolicy }}
           args: {{ toJson .args }}
           env:
             - {name: CLOUDAI_HOST, value: "0.0.0.0"}
             - {name: CLOUDAI_PORT, value: {{ .port | quote }}}
             - {name: CLOUDAI_LOG_FORMAT, value: json}
-            - {name: CLOUDAI_LOG_LEVEL, value: {{ $part.logLevel }}}
-            - {name: CLOUDAI_NAMESPACE, value: {{ .root.Values.tasks.namespace }}}
-            - {name: CLOUDAI_GPU_RESOURCE, value: {{ .root.Values.tasks.gpuResource }}}
+            - {name: CLOUDAI_LOG_LEVEL, value: {{ $part.logLevel | quote }}}
+            - {name: CLOUDAI_NAMESPACE, value: {{ .root.Values.tasks.namespace | quote }}}
+            - {name: CLOUDAI_GPU_RESOURCE, value: {{ .root.Values.tasks.gpuResource | quote }}}
             {{- range $name, $value := .env }}
             - {name: {{ $name }}, value: {{ $value | quote }}}
             {{- end }}

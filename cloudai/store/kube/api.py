@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -27,7 +27,7 @@ from cloudai.settings import Settings
 Json = dict[str, Any]
 
 PATIENCE = 10.0  # seconds a request is tried again after faults that pass
-ONE_TRY = aiohttp.ClientTimeout(total=30)
+ONE_TRY = 30.0  # seconds that one try may take
 STREAMING = aiohttp.ClientTimeout(total=None, connect=10)
 LONGEST_PAUSE = 2.0
 CONNECTIONS = 256
@@ -53,10 +53,37 @@ class NoCluster(Exception):
 
 
 class Api:
-    """Made by `connect`. Every method raises ApiError for a refusal and `unavailable` when the server cannot be had."""
+    """Made by `connect`. Every method raises ApiError for a refusal and `unavailable` when the server cannot be had.
 
-    def __init__(self, client: ApiClient) -> None:
+    Streams have connections of their own: however many logs are followed, requests do not wait for them.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        streams: ApiClient,
+        *,
+        one_try: float = ONE_TRY,
+        patience: float = PATIENCE,
+        before_write: Callable[[], float] = lambda: ONE_TRY,
+    ) -> None:
         self._client = client
+        self._streams = streams
+        self._one_try = one_try
+        self._patience = patience
+        self._before_write = before_write
+
+    def bound(
+        self,
+        *,
+        one_try: float = ONE_TRY,
+        patience: float = PATIENCE,
+        before_write: Callable[[], float] = lambda: ONE_TRY,
+    ) -> Api:
+        """The same server with other limits, in seconds. `before_write` is asked before each try of a write: it returns
+        the seconds that the try may take, or raises to keep it from being sent.
+        """
+        return Api(self._client, self._streams, one_try=one_try, patience=patience, before_write=before_write)
 
     @property
     def configuration(self) -> Configuration:
@@ -65,12 +92,16 @@ class Api:
         return configuration
 
     async def close(self) -> None:
+        """End every connection."""
         await self._client.close()  # type: ignore[no-untyped-call]
+        await self._streams.close()  # type: ignore[no-untyped-call]
 
     async def get(self, path: str, **query: str | int) -> Json:
+        """One object, or what else is at that path."""
         return await self._json("GET", path, query)
 
     async def create(self, path: str, body: Json) -> Json:
+        """The object as it was stored."""
         return await self._json("POST", path, {}, body)
 
     async def patch(self, path: str, body: Json) -> Json:
@@ -86,22 +117,21 @@ class Api:
             options["gracePeriodSeconds"] = grace
         return await self._json("DELETE", path, {}, options)
 
-    async def list_all(self, path: str, **query: str | int) -> tuple[list[Json], str]:
-        """Every object and the version of the whole list, in pages."""
-        items: list[Json] = []
+    async def pages(self, path: str, **query: str | int) -> AsyncIterator[tuple[list[Json], str]]:
+        """Every object, in pages, each with the version of the whole list; objects come and go with their page."""
         asked: dict[str, str | int] = {"limit": PAGE, **query}
         while True:
             page = await self.get(path, **asked)
-            items += page["items"]
+            yield page["items"], page["metadata"]["resourceVersion"]
             if not page["metadata"].get("continue"):
-                return items, page["metadata"]["resourceVersion"]
+                return
             asked["continue"] = page["metadata"]["continue"]
             asked.pop("resourceVersion", None)  # a later page keeps to the first one's
 
     @contextlib.asynccontextmanager
     async def stream(self, path: str, **query: str | int) -> AsyncIterator[aiohttp.StreamReader]:
         """The body of an answer that goes on: a watch, a log. Raises also what aiohttp raises when it breaks off."""
-        response = await self._send("GET", path, query, None, STREAMING)
+        response = await self._send(self._streams, "GET", path, query, None, STREAMING)
         try:
             if response.status >= 400:
                 raise ApiError(response.status, _document(await response.read()))
@@ -110,12 +140,14 @@ class Api:
             _hang_up(response)
 
     async def _json(self, method: str, path: str, query: Mapping[str, str | int], body: Json | None = None) -> Json:
-        deadline = asyncio.get_running_loop().time() + PATIENCE
+        deadline = asyncio.get_running_loop().time() + self._patience
         tries = 0
         while True:
             tries += 1
+            seconds = self._one_try if method == "GET" else min(self._one_try, self._before_write())
             try:
-                response = await self._send(method, path, query, body, ONE_TRY)
+                limit = aiohttp.ClientTimeout(total=seconds)
+                response = await self._send(self._client, method, path, query, body, limit)
                 async with response:
                     data = await response.read()
             except _FAULTS as error:
@@ -124,7 +156,7 @@ class Api:
                 if response.status < 400:
                     return _document(data)
                 refusal = ApiError(response.status, _document(data))
-                if response.status not in _PASSING:
+                if response.status not in _PASSING or "webhook" in refusal.message:  # whose fault may last
                     raise refusal
                 pause, words = _asked_pause(response) or _pause(tries), f"the Kubernetes API says {refusal}"
             if asyncio.get_running_loop().time() + pause > deadline:
@@ -133,6 +165,7 @@ class Api:
 
     async def _send(
         self,
+        client: ApiClient,
         method: str,
         path: str,
         query: Mapping[str, str | int],
@@ -141,14 +174,14 @@ class Api:
     ) -> aiohttp.ClientResponse:
         content = MERGE if method == "PATCH" else "application/json"
         headers = {"Accept": "application/json", "Content-Type": content}
-        method, url, headers, _, _ = await self._client.param_serialize(
+        method, url, headers, _, _ = await client.param_serialize(
             method,
             path,
             query_params=list(query.items()),
             header_params=headers,
             auth_settings=["BearerToken"],
         )
-        answer = await self._client.call_api(method, url, headers, body, _request_timeout=timeout)
+        answer = await client.call_api(method, url, headers, body, _request_timeout=timeout)
         return answer.response  # type: ignore[no-any-return]
 
 
@@ -168,7 +201,7 @@ async def connect(settings: Settings) -> Api:
         raise NoCluster(f"no Kubernetes cluster: {words}; name a kubeconfig with --kubeconfig or KUBECONFIG") from None
     configuration.connection_pool_maxsize = CONNECTIONS
     configuration.retries = None
-    return Api(ApiClient(configuration))
+    return Api(ApiClient(configuration), ApiClient(configuration))
 
 
 def as_unavailable(error: ApiError) -> CloudAIError:

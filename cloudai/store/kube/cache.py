@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from cloudai.resources import Run, Task, TaskStatus, Worker, WorkerState
@@ -16,6 +16,7 @@ from cloudai.store.kube.nodes import state_of, worker_of
 from cloudai.store.kube.pods import Held, held
 from cloudai.store.kube.revisions import Revisions
 from cloudai.store.kube.task_resource import Attempt, attempts_of, task_of
+from cloudai.store.kube.watch import Key, key_of
 from cloudai.store.protocol import Kind, TaskPage, TaskQuery
 
 Json = dict[str, Any]
@@ -36,11 +37,11 @@ class TaskCache:
 
     # -- what the watch tells
 
-    def listed(self, objects: Sequence[Json]) -> None:
-        for name in self._tasks.keys() - {resource["metadata"]["name"] for resource in objects}:
-            self._drop(name)
-        for resource in objects:
-            self.changed(resource)
+    def only(self, keys: Set[Key], version: int) -> None:
+        """Forget the others, but for what was written here since."""
+        for name in self._tasks.keys() - {name for _, name in keys}:
+            if self._tasks[name].version <= version:
+                self._drop(name)
 
     def changed(self, resource: Json) -> None:
         """Also what a write of our own gave back: the newer one stays."""
@@ -138,17 +139,15 @@ class PodCache:
         self._revisions = revisions
         self._gpu = gpu
         self._namespace = namespace
-        self._held: dict[tuple[str, str], Held] = {}
-        self._on: defaultdict[str, dict[tuple[str, str], Held]] = defaultdict(dict)
+        self._held: dict[Key, Held] = {}
+        self._on: defaultdict[str, dict[Key, Held]] = defaultdict(dict)
 
-    def listed(self, objects: Sequence[Json]) -> None:
-        for key in self._held.keys() - {_key(pod) for pod in objects}:
+    def only(self, keys: Set[Key], version: int) -> None:  # noqa: ARG002 - nothing else is written here
+        for key in self._held.keys() - keys:
             self._drop(key)
-        for pod in objects:
-            self.changed(pod)
 
     def changed(self, resource: Json) -> None:
-        key, now = _key(resource), held(resource, self._gpu)
+        key, now = key_of(resource), held(resource, self._gpu, self._namespace)
         before = self._held.get(key)
         if before is not None and before.node and before.node != now.node:
             self._on[before.node].pop(key, None)
@@ -159,11 +158,11 @@ class PodCache:
             self._revisions.add(Kind.RUN, now.run.run_id, now.run.phase.value)
 
     def deleted(self, resource: Json) -> None:
-        key = _key(resource)
+        key = key_of(resource)
         if key in self._held:
             self._drop(key)
 
-    def _drop(self, key: tuple[str, str]) -> None:
+    def _drop(self, key: Key) -> None:
         gone = self._held.pop(key)
         if gone.node:
             self._on[gone.node].pop(key, None)
@@ -175,10 +174,6 @@ class PodCache:
 
     def on(self, node: str) -> list[Held]:
         return list(self._on.get(node, {}).values())
-
-
-def _key(pod: Json) -> tuple[str, str]:
-    return pod["metadata"]["namespace"], pod["metadata"]["name"]
 
 
 class NodeCache:
@@ -193,11 +188,9 @@ class NodeCache:
         self._usage: dict[str, Mapping[str, str]] = {}
         self._workers: dict[str, Worker] = {}
 
-    def listed(self, objects: Sequence[Json]) -> None:
-        for name in self._nodes.keys() - {node["metadata"]["name"] for node in objects}:
+    def only(self, keys: Set[Key], version: int) -> None:  # noqa: ARG002 - nothing else is written here
+        for name in self._nodes.keys() - {name for _, name in keys}:
             self._drop(name)
-        for node in objects:
-            self.changed(node)
 
     def changed(self, resource: Json) -> None:
         name, new = resource["metadata"]["name"], resource["metadata"]["name"] not in self._nodes

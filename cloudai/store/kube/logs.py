@@ -1,7 +1,6 @@
 """An attempt's log: from its Pod while that is there, from the archive that the operator keeps once it is not.
 
-Kubernetes cannot read a log from an offset, so what lies before it is read and dropped; whoever follows a log costs one
-stream, which is kept in a file of this process while somebody reads on.
+Whoever follows a log costs one stream, which is kept in a file of this process while somebody reads on.
 """
 
 from __future__ import annotations
@@ -23,6 +22,9 @@ from cloudai.store.kube.pods import CONTAINER
 from cloudai.store.protocol import LogSlice
 
 IDLE_SECONDS = 30.0  # a stream that nobody has read from for this long is ended
+LONGEST_SPOOL = 64 * 1024 * 1024  # bytes of a followed log that are kept; there it ends
+MOST_SPOOLS = 128  # logs followed at once
+CONTINUED_SECONDS = 5.0  # a log that was read from the start is kept for its reader's next pieces this long
 log = logging.getLogger("cloudai.kubernetes")
 
 Json = dict[str, Any]
@@ -44,6 +46,11 @@ def archive_body(run_id: str, task: Json, data: bytes) -> Json:
     }
 
 
+def log_path(namespace: str, pod: str) -> str:
+    """Where the API server gives a Pod's log."""
+    return f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
+
+
 class PodLogs:
     """Reads of `namespace`."""
 
@@ -51,6 +58,7 @@ class PodLogs:
         self._api = api
         self._namespace = namespace
         self._spools: dict[str, _Spool] = {}
+        self._last = ("", b"", 0.0)
 
     async def close(self) -> None:
         for spool in list(self._spools.values()):
@@ -59,27 +67,32 @@ class PodLogs:
     async def read(self, run_id: str, offset: int, limit: int, *, ended: bool) -> LogSlice:
         """Raises Absent. `ended`: no byte will follow what is there."""
         spool = self._spools.get(run_id)
-        if spool is not None and not spool.failed:
+        if spool is not None and not spool.failed and offset <= spool.end:
             return spool.read(offset, limit)
         try:
-            return await self._from_pod(run_id, offset, limit, ended)
+            data = await self._whole(run_id, offset)
         except ApiError as error:
             if error.status not in (400, 404, 500):
                 raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise unavailable(f"the log broke off: {error or type(error).__name__}") from None
+        else:
+            return _slice(data, offset, limit, ended)
         if not ended:
             return LogSlice(b"", 0, 0, False)  # the container has not started
-        return _cut(await self._archived(run_id), offset, limit)
+        return _slice(await self._archived(run_id), offset, limit, True)
 
-    async def _from_pod(self, run_id: str, offset: int, limit: int, ended: bool) -> LogSlice:
-        data, seen = bytearray(), 0
-        async with self._api.stream(self._path(run_id), container=CONTAINER) as stream:
-            async for piece in stream.iter_any():
-                start = max(0, offset - seen)
-                data += piece[start : start + limit - len(data)]
-                seen += len(piece)
-        return LogSlice(bytes(data), min(offset, seen), seen, ended)
+    async def _whole(self, run_id: str, offset: int) -> bytes:
+        """All that the kubelet has. It cannot begin at an offset, so who reads on piece by piece gets the same bytes."""
+        now = asyncio.get_running_loop().time()
+        name, data, read_at = self._last
+        if name == run_id and 0 < offset < len(data) and now - read_at < CONTINUED_SECONDS:
+            self._last = (name, data, now)
+            return data
+        async with self._api.stream(log_path(self._namespace, run_id), container=CONTAINER) as stream:
+            data = await stream.read()
+        self._last = (run_id, data, now)
+        return data
 
     async def _archived(self, run_id: str) -> bytes:
         try:
@@ -94,15 +107,16 @@ class PodLogs:
         """Return when the running attempt has written more than `beyond` bytes, or its log ends, or after `timeout`."""
         spool = self._spools.get(run_id)
         if spool is None or spool.failed:
-            spool = self._spools[run_id] = _Spool(self._api, self._path(run_id), lambda: self._spools.pop(run_id, None))
+            if len(self._spools) >= MOST_SPOOLS:
+                raise unavailable(f"{MOST_SPOOLS} logs are followed already")
+            spool = self._spools[run_id] = _Spool(
+                self._api, log_path(self._namespace, run_id), lambda: self._spools.pop(run_id, None)
+            )
         await spool.wait(beyond, timeout)
 
-    def _path(self, run_id: str) -> str:
-        return f"/api/v1/namespaces/{self._namespace}/pods/{run_id}/log"
 
-
-def _cut(data: bytes, offset: int, limit: int) -> LogSlice:
-    return LogSlice(data[offset : offset + limit], min(offset, len(data)), len(data), True)
+def _slice(data: bytes, offset: int, limit: int, ended: bool) -> LogSlice:
+    return LogSlice(data[offset : offset + limit], min(offset, len(data)), len(data), ended)
 
 
 class _Spool:
@@ -110,7 +124,7 @@ class _Spool:
 
     def __init__(self, api: Api, path: str, gone: Callable[[], object]) -> None:
         self._file = tempfile.TemporaryFile(prefix="cloudai-log-")  # noqa: SIM115 - closed when the stream ends
-        self._end = 0
+        self.end = 0
         self._more = asyncio.Event()
         self._read_at = asyncio.get_running_loop().time()
         self._gone = gone
@@ -120,13 +134,14 @@ class _Spool:
     async def _follow(self, api: Api, path: str) -> None:
         try:
             async with api.stream(path, container=CONTAINER, follow="true") as stream:
-                async for piece in stream.iter_any():
+                while self.end < LONGEST_SPOOL:
+                    piece = await self._next(stream)
+                    if not piece:
+                        break
                     self._file.seek(0, 2)
                     self._file.write(piece)
-                    self._end += len(piece)
+                    self.end += len(piece)
                     self._wake()
-                    if asyncio.get_running_loop().time() - self._read_at > IDLE_SECONDS:
-                        break
         except (ApiError, CloudAIError, aiohttp.ClientError, OSError, TimeoutError) as error:
             log.debug("a followed log broke off: %s", error)
         finally:
@@ -135,20 +150,29 @@ class _Spool:
             self._wake()
             self._file.close()
 
+    async def _next(self, stream: aiohttp.StreamReader) -> bytes:
+        """What was written next; nothing at the end, or when nobody reads any more."""
+        loop = asyncio.get_running_loop()
+        while (left := self._read_at + IDLE_SECONDS - loop.time()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    return await stream.readany()
+        return b""
+
     def _wake(self) -> None:
         self._more.set()
         self._more = asyncio.Event()
 
     def read(self, offset: int, limit: int) -> LogSlice:
         self._read_at = asyncio.get_running_loop().time()
-        self._file.seek(min(offset, self._end))
-        return LogSlice(self._file.read(limit), min(offset, self._end), self._end, False)
+        self._file.seek(offset)
+        return LogSlice(self._file.read(limit), offset, self.end, False)
 
     async def wait(self, beyond: int, timeout: float) -> None:
         self._read_at = asyncio.get_running_loop().time()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self._end <= beyond and not self.failed:
+                while self.end <= beyond and not self.failed:
                     await self._more.wait()
 
     async def close(self) -> None:

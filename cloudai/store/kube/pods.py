@@ -8,7 +8,7 @@ from typing import Any
 
 from cloudai.resources import NOTHING, Reason, Resources, Run, RunPhase
 from cloudai.store.kube import quantity
-from cloudai.store.kube.task_resource import ATTEMPT_LABEL, TASK_LABEL, USER_LABEL, millis
+from cloudai.store.kube.task_resource import ATTEMPT_LABEL, GROUP, KIND, TASK_LABEL, USER_LABEL, millis
 
 CONTAINER = "task"
 FINALIZER = "cloudai.dev/evidence"  # holds a Pod until its end and its log are kept
@@ -19,7 +19,6 @@ _HOPELESS: Mapping[str, Reason] = {
     "InvalidImageName": Reason.INVALID_IMAGE_NAME,
     "ErrImageNeverPull": Reason.IMAGE_NOT_FOUND,
     "CreateContainerConfigError": Reason.START_FAILED,
-    "CreateContainerError": Reason.START_FAILED,
 }
 _PULLING = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError"})
 _NOT_FOUND = ("not found", "does not exist", "manifest unknown", "repository does not exist")
@@ -42,11 +41,31 @@ class Held:
     run: Run | None
 
 
-def held(pod: Mapping[str, Any], gpu: str = GPU) -> Held:
-    """`amount` is nothing once the Pod is over."""
-    ours = TASK_LABEL in (pod["metadata"].get("labels") or {})
+def held(pod: Mapping[str, Any], gpu: str, namespace: str) -> Held:
+    """`amount` is nothing once the Pod is over. `namespace`: where attempts of ours are."""
+    ours = pod["metadata"]["namespace"] == namespace and attempt_of(pod) is not None
     amount = NOTHING if over(pod) else requests_of(pod, gpu)
     return Held(pod["spec"].get("nodeName"), amount, run_of(pod, gpu) if ours else None)
+
+
+def attempt_of(pod: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The Task's name and the number of the attempt that a Pod says to be; None for a Pod of another kind.
+
+    Anybody may write our labels on a Pod: what its name does not confirm is none of ours.
+    """
+    labels = pod["metadata"].get("labels") or {}
+    task, number = labels.get(TASK_LABEL), labels.get(ATTEMPT_LABEL, "")
+    if task is None or not number.isascii() or not number.isdecimal() or len(number) > 4:
+        return None
+    return (task, int(number)) if pod["metadata"]["name"] == f"{task}-{int(number)}" else None
+
+
+def owner_of(pod: Mapping[str, Any]) -> str:
+    """The uid of the Task that the Pod was made for; empty for none."""
+    for one in pod["metadata"].get("ownerReferences") or []:
+        if one.get("controller") and one["kind"] == KIND and one["apiVersion"].partition("/")[0] == GROUP:
+            return str(one["uid"])
+    return ""
 
 
 def over(pod: Mapping[str, Any]) -> bool:
@@ -63,17 +82,17 @@ def over(pod: Mapping[str, Any]) -> bool:
 
 
 def run_of(pod: Mapping[str, Any], gpu: str = GPU) -> Run:
-    """The attempt that a Pod of ours is."""
+    """The attempt that a Pod of ours is: one with an `attempt_of`."""
     meta, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
-    labels = meta["labels"]
+    task_id, attempt = attempt_of(pod) or ("", 0)
     container = _container(status)
     state = container.get("state") or {}
     ended = state.get("terminated") or {}
     began = (state.get("running") or {}).get("startedAt") or ended.get("startedAt")
     phase, reason, message = _phase(pod, status, state)
     return Run(
-        task_id=labels[TASK_LABEL],
-        attempt=int(labels[ATTEMPT_LABEL]),
+        task_id=task_id,
+        attempt=attempt,
         worker_id=spec.get("nodeName") or "",
         user_id=(meta.get("annotations") or {}).get(USER_LABEL, ""),
         image=spec["containers"][0]["image"],
@@ -133,6 +152,8 @@ def _waiting(pod: Mapping[str, Any], waiting: Mapping[str, Any]) -> _Said:
     image = pod["spec"]["containers"][0]["image"]
     if why in _HOPELESS:
         return RunPhase.STARTING, _HOPELESS[why], f"The node cannot start it: {words or why}"
+    if why == "CreateContainerError":  # of a busy runtime, too, which the kubelet tries again
+        return RunPhase.PULLING, Reason.START_FAILED, f"The node cannot start it yet: {words or why}"
     if why in _PULLING:
         missing = any(sign in words.lower() for sign in _NOT_FOUND)
         reason = Reason.IMAGE_NOT_FOUND if missing else Reason.IMAGE_PULL_FAILED
@@ -142,32 +163,34 @@ def _waiting(pod: Mapping[str, Any], waiting: Mapping[str, Any]) -> _Said:
 
 def _ended(pod: Mapping[str, Any], status: Mapping[str, Any], ended: Mapping[str, Any]) -> _Said:
     meta = pod["metadata"]
-    disruption = _condition(status, "DisruptionTarget")
+    disruption, termination = _condition(status, "DisruptionTarget"), _condition(status, "TerminationTarget")
     words = str(status.get("message") or disruption.get("message") or "")
     if status.get("phase") == "Succeeded":
         return RunPhase.SUCCEEDED, None, None
     if status.get("reason") == "DeadlineExceeded":
         return RunPhase.FAILED, Reason.DEADLINE_EXCEEDED, "It ran longer than its timeout."
-    if status.get("reason") == "Evicted" and "ephemeral" in words.lower():
+    if status.get("reason") == "Evicted" and "exceed" in words.lower():  # its own limit; else the node is short
         return RunPhase.FAILED, Reason.STORAGE_LIMIT_EXCEEDED, f"It wrote more than its storage: {words}"
     if disruption.get("status") == "True" and disruption.get("reason") in _DISRUPTIONS:
         node = pod["spec"].get("nodeName")
         return RunPhase.LOST, _DISRUPTIONS[disruption["reason"]], f"Kubernetes ended it on node {node}: {words}"
     if status.get("reason") in ("Evicted", "NodeShutdown", "Terminated", "NodeLost"):
         return RunPhase.LOST, Reason.EVICTED, f"Node {pod['spec'].get('nodeName')} ended it: {words}"
+    if termination.get("status") == "True":  # Kueue's word for a Pod whose place it gives to another
+        return RunPhase.LOST, Reason.PREEMPTED, f"Kubernetes ended it: {termination.get('message') or words}"
     if ended.get("reason") == "OOMKilled":
         return RunPhase.FAILED, Reason.OOM_KILLED, "It needed more memory than it asked for."
     if ended.get("reason") == "StartError":
         return RunPhase.FAILED, *_start_error(str(ended.get("message") or ""))
     if meta.get("deletionTimestamp") is not None:
         return RunPhase.FAILED, Reason.CONTAINER_GONE, "Its Pod was deleted."
+    if ended.get("reason") in ("ContainerStatusUnknown", "Unknown"):
+        node = pod["spec"].get("nodeName")
+        return RunPhase.LOST, Reason.WORKER_LOST, f"Node {node} has restarted and cannot tell how it ended."
     if "exitCode" in ended:
         return RunPhase.FAILED, Reason.EXIT_CODE, f"The command ended with exit code {ended['exitCode']}; see the logs."
-    return (
-        RunPhase.FAILED,
-        Reason.START_FAILED,
-        f"The node did not run it: {words or status.get('reason') or 'it says no more'}",
-    )
+    why = words or status.get("reason") or "it says no more"
+    return RunPhase.LOST, Reason.EVICTED, f"Node {pod['spec'].get('nodeName')} did not take it: {why}"
 
 
 def _start_error(words: str) -> tuple[Reason, str]:

@@ -23,7 +23,9 @@ _SUFFIXES = {
     "Pi": Decimal(2**50),
     "Ei": Decimal(2**60),
 }
-_FORM = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:[eE]([+-]?[0-9]{1,3})|([numkKMGTPE]i?|))", re.ASCII)
+LARGEST = 2**63 - 1
+_FAR = 40  # an exponent beyond which everything is the largest number, or the smallest
+_FORM = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:[eE]([+-]?[0-9]{1,9})|([numkKMGTPE]i?|))", re.ASCII)
 
 
 def parse(quantity: str | int | float) -> Decimal:
@@ -32,17 +34,19 @@ def parse(quantity: str | int | float) -> Decimal:
     if match is None or (match[3] or "") not in _SUFFIXES:
         raise ValueError(f"{quantity!r} is no quantity such as 500m or 2Gi")
     amount = Decimal(match[1])
-    return amount.scaleb(int(match[2])) if match[2] else amount * _SUFFIXES[match[3] or ""]
+    if match[2]:
+        return amount.scaleb(max(-_FAR, min(_FAR, int(match[2]))))
+    return amount * _SUFFIXES[match[3] or ""]
 
 
 def milli(quantity: str | int | float) -> int:
-    """Thousandths, rounded up as Kubernetes does."""
-    return int((parse(quantity) * 1000).to_integral_value(ROUND_CEILING))
+    """Thousandths, rounded up as Kubernetes does; at most the largest number of 64 bits."""
+    return min(LARGEST, int((parse(quantity) * 1000).to_integral_value(ROUND_CEILING)))
 
 
 def whole(quantity: str | int | float) -> int:
-    """Units (bytes, devices), rounded up."""
-    return int(parse(quantity).to_integral_value(ROUND_CEILING))
+    """Units (bytes, devices), rounded up; at most the largest number of 64 bits."""
+    return min(LARGEST, int(parse(quantity).to_integral_value(ROUND_CEILING)))
 
 
 def of_milli(amount: int) -> str:

@@ -226,8 +226,8 @@ class KubernetesStore:
         """Heartbeats are the nodes' leases, which are not watched: each is renewed every ten seconds."""
         while True:
             try:
-                leases, _ = await self._api.list_all(f"{LEASES}/kube-node-lease/leases", resourceVersion="0")
-                self._nodes.heard({one["metadata"]["name"]: _renewed(one) for one in leases})
+                pages = self._api.pages(f"{LEASES}/kube-node-lease/leases", resourceVersion="0")
+                self._nodes.heard({one["metadata"]["name"]: _renewed(one) async for page, _ in pages for one in page})
                 self._nodes.used(await self._usage())
             except (ApiError, CloudAIError) as error:
                 log.warning("the nodes' leases cannot be read: %s", error)
@@ -295,6 +295,8 @@ class KubernetesStore:
         """Also that everything was listed: a cache that knows nothing must not answer."""
         if not all(event.is_set() for event in self._synced):
             raise unavailable("the Kubernetes API has not listed everything yet")
+        if any(work.done() for work in self._works):
+            raise unavailable("what is known of the cluster is not kept up to date any more: restart this process")
         try:
             await self._api.get("/version")
         except ApiError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Set
 from typing import Any, Protocol
 
 import aiohttp
@@ -22,58 +22,71 @@ Json = dict[str, Any]
 WATCH_SECONDS = 300  # the server ends a watch after this; the next one goes on from there
 SILENCE = 30.0  # seconds beyond WATCH_SECONDS that an unfinished watch may be silent
 LONGEST_PAUSE = 10.0
+STEADY_SECONDS = 5.0  # a watch that lasted so long was none that ends at once
 LONGEST_LINE = 8 * 1024 * 1024
+ODD = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError)  # what reading an odd object may raise
+Key = tuple[str, str]
 
 log = logging.getLogger("cloudai.kubernetes")
 
 
 class Follower(Protocol):
-    """Who keeps what is told. Nothing is told twice at once."""
-
-    def listed(self, objects: Sequence[Json]) -> None:
-        """All there are; whatever else was known is gone."""
-        ...
+    """Who keeps what is told. An object that cannot be understood may raise: it is skipped, and the rest goes on."""
 
     def changed(self, resource: Json) -> None: ...
 
     def deleted(self, resource: Json) -> None: ...
+
+    def only(self, keys: Set[Key], version: int) -> None:
+        """At `version` there were these and no others: what else was known by then is gone."""
+        ...
 
 
 class _Expired(Exception):
     """The version is too old, or the server does not make sense: list again."""
 
 
-async def follow(api: Api, path: str, follower: Follower, listed: Callable[[], None], **query: str) -> None:
+async def follow(api: Api, path: str, follower: Follower, listed: Callable[[], None]) -> None:
     """Tell `follower` for ever; calls `listed` after each whole list."""
     version: str | None = None
     failures = 0
     while True:
+        before = version
+        began = asyncio.get_running_loop().time()
         try:
             if version is None:
-                objects, version = await api.list_all(path, **query)
-                follower.listed(objects)
+                version = await _listed(api, path, follower)
                 listed()
-                failures = 0
-            before = version
-            version = await _watched(api, path, follower, version, query)
-            failures = 0 if version != before else failures
+            version = await _watched(api, path, follower, version)
         except _Expired:
             version = None
         except ApiError as error:
-            failures += 1
             log.warning("%s cannot be watched: %s", path, error)
             version = None
         except (CloudAIError, aiohttp.ClientError, TimeoutError, OSError) as error:
-            failures += 1
             log.info("the watch of %s broke off and is taken up again: %s", path, error)
-        # Also a server that ends each watch at once is not asked without pause.
+        # Whatever brings nothing new is not asked for without pause, whether it failed or ended at once.
+        lasted = asyncio.get_running_loop().time() - began > STEADY_SECONDS
+        failures = 0 if lasted or (before is not None and version not in (before, None)) else failures + 1
         await asyncio.sleep(min(LONGEST_PAUSE, 0.02 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
 
 
-async def _watched(api: Api, path: str, follower: Follower, version: str, query: Mapping[str, str]) -> str:
+async def _listed(api: Api, path: str, follower: Follower) -> str:
+    """Tell of every object, a page at a time; returns the version of the list."""
+    keys: set[Key] = set()
+    version = "0"
+    async for objects, listed in api.pages(path):
+        version = listed
+        for resource in objects:
+            keys.add(key_of(resource))
+            _tell(follower.changed, resource)
+    follower.only(keys, int(version))
+    return version
+
+
+async def _watched(api: Api, path: str, follower: Follower, version: str) -> str:
     """Follow one watch to its end; returns the version to go on from."""
     asked: dict[str, str | int] = {
-        **query,
         "watch": "true",
         "resourceVersion": version,
         "allowWatchBookmarks": "true",
@@ -102,14 +115,27 @@ def _told(follower: Follower, line: bytes) -> str:
         raise _Expired from None
     match kind:
         case "ADDED" | "MODIFIED":
-            follower.changed(resource)
+            _tell(follower.changed, resource)
         case "DELETED":
-            follower.deleted(resource)
+            _tell(follower.deleted, resource)
         case "BOOKMARK":
             pass
         case _:
             raise _Expired
     return version
+
+
+def _tell(told: Callable[[Json], None], resource: Json) -> None:
+    """One odd object, which anybody may have made, does not keep us from all others."""
+    try:
+        told(resource)
+    except ODD as error:
+        log.warning("%s is not understood and left out: %r", key_of(resource), error)
+
+
+def key_of(resource: Json) -> Key:
+    """Namespace (empty where there is none) and name."""
+    return resource["metadata"].get("namespace", ""), resource["metadata"]["name"]
 
 
 async def _lines(stream: aiohttp.StreamReader) -> Any:

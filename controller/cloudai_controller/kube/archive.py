@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
-from cloudai.errors import CloudAIError
+from cloudai.errors import unavailable
 from cloudai.resources import Run
 from cloudai.store.kube.api import Api, ApiError
-from cloudai.store.kube.logs import archive_body
+from cloudai.store.kube.logs import archive_body, log_path
 from cloudai.store.kube.pods import CONTAINER
 
 LONGEST_LOG = 2 * 1024 * 1024  # bytes read of one attempt
 LARGEST_KEPT = 700 * 1024  # bytes compressed: an object of Kubernetes holds a mebibyte, in base64
 FOLLOW_SECONDS = 3900.0  # a grace of an hour, and then some
 
+MOST_FOLLOWED = 64  # at once; the others wait their turn, and may find their log dropped by then
+END_SECONDS = 10.0  # how long after a Pod's end what follows its log may take to end, too
+BROKEN = b"\n[cloudai: the log broke off here]\n"
+
 Json = dict[str, Any]
-log = logging.getLogger("cloudai.operator")
+
+
+class _Read(NamedTuple):
+    """`whole`: up to the end that the log has."""
+
+    data: bytes
+    whole: bool
 
 
 class Archive:
@@ -28,26 +37,27 @@ class Archive:
     def __init__(self, api: Api, namespace: str) -> None:
         self._api = api
         self._namespace = namespace
-        self._followed: dict[str, asyncio.Task[bytes | None]] = {}
+        self._followed: dict[str, asyncio.Task[_Read]] = {}
+        self._room = asyncio.Semaphore(MOST_FOLLOWED)
 
     def follow(self, run: Run) -> None:
         """The Pod is about to be ended: read its log to the end from now on, since the kubelet drops it soon after."""
         if run.started_at is not None and run.run_id not in self._followed:
-            self._followed[run.run_id] = asyncio.ensure_future(self._read(run.run_id, follow=True))
+            self._followed[run.run_id] = asyncio.ensure_future(self._read_on(run.run_id))
 
     async def keep(self, run: Run, task: Json) -> None:
-        """Keep the log of an attempt that has ended. Raises when it cannot be read now but may be later."""
-        data: bytes | None = None
-        following = self._followed.pop(run.run_id, None)
-        if following is not None:
-            data = await following
-        if data is None and run.started_at is not None:
-            data = await self._read(run.run_id, follow=False)
-        if not data:
+        """Keep the log of an attempt that has ended. Raises ApiError and `unavailable` when it cannot be read now."""
+        read = await self._followed_to_the_end(run.run_id)
+        if not read.whole and run.started_at is not None:
+            again = await self._read(run.run_id)
+            read = again if len(again.data) >= len(read.data) else read
+        self.forget(run.run_id)
+        if not read.data:
             return
+        data = read.data if read.whole else read.data + BROKEN
         body = archive_body(run.run_id, task, data)
         while len(body["binaryData"]["log.zlib"]) > LARGEST_KEPT * 4 // 3:
-            data = _cut(data, len(data) // 2)
+            data = _shortened(data, len(data) // 2)
             body = archive_body(run.run_id, task, data)
         try:
             await self._api.create(f"/api/v1/namespaces/{self._namespace}/configmaps", body)
@@ -56,31 +66,42 @@ class Archive:
                 raise
 
     def forget(self, run_id: str) -> None:
-        """Nobody will ask for its log."""
+        """Nobody will ask for its log any more."""
         following = self._followed.pop(run_id, None)
         if following is not None:
             following.cancel()
 
-    async def _read(self, run_id: str, *, follow: bool) -> bytes | None:
-        """None where there is no log any more."""
-        path = f"/api/v1/namespaces/{self._namespace}/pods/{run_id}/log"
-        query: dict[str, str | int] = {"container": CONTAINER, "limitBytes": LONGEST_LOG + 1}
-        data = bytearray()
+    async def _followed_to_the_end(self, run_id: str) -> _Read:
+        """What following has brought; its end comes at once after the container's, or never."""
+        following = self._followed.get(run_id)
+        if following is None:
+            return _Read(b"", False)
+        await asyncio.wait([following], timeout=END_SECONDS)
+        if not following.done() or following.cancelled() or following.exception() is not None:
+            return _Read(b"", False)
+        return following.result()
+
+    async def _read_on(self, run_id: str) -> _Read:
+        async with self._room, asyncio.timeout(FOLLOW_SECONDS):
+            return await self._read(run_id, follow="true")
+
+    async def _read(self, run_id: str, **query: str) -> _Read:
+        """Nothing where there is no log any more. Raises ApiError, or `unavailable` where not a byte came."""
+        asked: dict[str, str | int] = {"container": CONTAINER, "limitBytes": LONGEST_LOG + 1, **query}
+        data, whole = bytearray(), True
         try:
-            async with asyncio.timeout(FOLLOW_SECONDS if follow else 30):
-                async with self._api.stream(path, **query, **({"follow": "true"} if follow else {})) as stream:
-                    async for piece in stream.iter_any():
-                        data += piece
+            async with self._api.stream(log_path(self._namespace, run_id), **asked) as stream:
+                async for piece in stream.iter_any():
+                    data += piece
         except ApiError as error:
-            if error.status in (400, 404):
-                return None
-            raise
-        except (CloudAIError, aiohttp.ClientError, OSError, TimeoutError) as error:
-            if not data:
+            if error.status not in (400, 404):
                 raise
-            log.info("the log of %s broke off: %s", run_id, error)
-        return _cut(bytes(data), LONGEST_LOG) if len(data) > LONGEST_LOG else bytes(data)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if not data:
+                raise unavailable(f"the log of {run_id} broke off: {error or type(error).__name__}") from None
+            whole = False
+        return _Read(_shortened(bytes(data), LONGEST_LOG) if len(data) > LONGEST_LOG else bytes(data), whole)
 
 
-def _cut(data: bytes, length: int) -> bytes:
+def _shortened(data: bytes, length: int) -> bytes:
     return data[:length] + f"\n[cloudai: the log was cut at {length} bytes]\n".encode()

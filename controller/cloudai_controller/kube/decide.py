@@ -36,8 +36,17 @@ class Decision:
     look_at: int | None = None
 
 
-def decide(task: Task, ended: Sequence[Attempt], runs: Mapping[str, Run], now: int, image_grace: int) -> Decision:
-    """`runs`: by run id. `image_grace`: ms that an image may fail to come before the attempt is given up."""
+def decide(
+    task: Task,
+    ended: Sequence[Attempt],
+    runs: Mapping[str, Run],
+    now: int,
+    image_grace: int,
+    failing_since: int | None = None,
+) -> Decision:
+    """`runs`: by run id. `image_grace`: ms that the current attempt may fail to start before it is given up, counted from
+    `failing_since`, or from now where that is not known.
+    """
     listed = {one.attempt: one for one in ended}
     seen = {name: _as_noted(task, _in_order(task, run)) for name, run in runs.items()}
     live = {name: run for name, run in seen.items() if not run.phase.terminal}
@@ -62,7 +71,7 @@ def decide(task: Task, ended: Sequence[Attempt], runs: Mapping[str, Run], now: i
             assert isinstance(after, Task)
             current = after
     stops = tuple(verdict.run for verdict in verdicts if isinstance(verdict, StopRun))
-    hopeless, look_at = _hopeless(current, live, now, image_grace)
+    hopeless, look_at = _hopeless(current, live, now, (now if failing_since is None else failing_since) + image_grace)
     starts = current.status is TaskStatus.QUEUED and not live and not current.cancel_requested
     return Decision(
         _shown(current, seen),
@@ -120,12 +129,11 @@ def _as_noted(task: Task, run: Run) -> Run:
     return run
 
 
-def _hopeless(task: Task, live: Mapping[str, Run], now: int, grace: int) -> tuple[tuple[Run, ...], int | None]:
+def _hopeless(task: Task, live: Mapping[str, Run], now: int, due: int) -> tuple[tuple[Run, ...], int | None]:
     """The attempt to give up; or when that is due."""
     run = live.get(run_id(task.task_id, task.attempt))
     if run is None or run.stop_requested or run.reason not in _GIVEN_UP or task.reason != run.reason:
         return (), None
-    due = run.created_at + grace
     if run.phase is RunPhase.STARTING or now >= due:
         return (run,), None
     return (), due

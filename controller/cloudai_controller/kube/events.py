@@ -15,6 +15,7 @@ from cloudai.errors import CloudAIError
 from cloudai.resources import Task, TaskStatus
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.task_resource import instant
+from cloudai_controller.kube.lease import NotLeading
 
 Json = dict[str, Any]
 LONGEST = 1000  # characters of a note
@@ -61,5 +62,5 @@ class Events:
     async def _send(self, body: Json) -> None:
         try:
             await self._api.create(self._path, body)
-        except (ApiError, CloudAIError) as error:
+        except (ApiError, CloudAIError, NotLeading) as error:
             log.debug("an event was not told: %s", error)

@@ -18,25 +18,37 @@ from cloudai.store.kube.task_resource import instant
 DURATION = 15  # seconds
 MARGIN = 5.0  # the holder stops acting this much earlier
 RENEW = 3.0
+ONE_TRY = 2.0  # seconds: of a server that does not answer there must be time to ask another one
 
 Json = dict[str, Any]
 log = logging.getLogger("cloudai.operator")
 
 
+class NotLeading(Exception):
+    """The lease is over; whatever is left is another operator's business."""
+
+
 class Leader:
-    """`acquire`, then `keep` beside the work; `leads` before each write."""
+    """`acquire`, then `keep` beside the work; `check` before each write."""
 
     def __init__(self, api: Api, namespace: str, holder: str) -> None:
-        self._api = api
+        self._api = api.bound(one_try=ONE_TRY, patience=ONE_TRY)
         self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._name = "cloudai-controller"
         self._holder = holder
-        self._version: str | None = None
+        self._held: Json | None = None  # the lease as this process wrote it last
         self._until = float("-inf")
         self._seen: tuple[str, float] = ("", 0.0)
 
     def leads(self) -> bool:
+        """Whether this process may act now."""
         return time.monotonic() < self._until
+
+    def check(self) -> float:
+        """The seconds that a write may take, sent now. Raises NotLeading."""
+        if not self.leads():
+            raise NotLeading
+        return self._until + MARGIN - time.monotonic()
 
     async def acquire(self) -> None:
         """Returns once this process leads."""
@@ -55,11 +67,11 @@ class Leader:
 
     async def release(self) -> None:
         """Let another one lead at once."""
-        if self._version is None or not self.leads():
+        if self._held is None or not self.leads():
             return
         self._until = float("-inf")
         body = {
-            "metadata": {"resourceVersion": self._version},
+            "metadata": {"resourceVersion": self._held["metadata"]["resourceVersion"]},
             "spec": {"holderIdentity": "", "leaseDurationSeconds": 1},
         }
         try:
@@ -69,8 +81,9 @@ class Leader:
 
     async def _try(self) -> bool:
         asked_at = time.monotonic()
+        held, self._held = self._held, None  # after a fault, what is stored is asked for
         try:
-            lease = await self._stored()
+            lease = held or await self._stored()
             if lease is None:
                 stored = await self._api.create(self._collection, self._lease(None))
             elif self._may_take(lease):
@@ -83,7 +96,7 @@ class Leader:
                 return self.leads()  # somebody was faster; the next look tells who
             log.warning("the lease cannot be renewed: %s", error)
             return self.leads()
-        self._version = stored["metadata"]["resourceVersion"]
+        self._held = stored
         self._until = asked_at + DURATION - MARGIN
         return True
 

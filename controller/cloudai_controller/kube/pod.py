@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cloudai.resources import Task, run_id
+from cloudai.settings import Settings
 from cloudai.store.kube import quantity
 from cloudai.store.kube.pods import CONTAINER, FINALIZER
 from cloudai.store.kube.task_resource import ATTEMPT_LABEL, GROUP, KIND, TASK_LABEL, USER_LABEL, VERSION
@@ -30,6 +32,13 @@ class PodTerms:
 
     grace_seconds: int
     gpu_resource: str
+    run_as_user: int | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> PodTerms:
+        """A grace of at least a second: with none, Kubernetes calls a Pod gone while its container may still live."""
+        grace = max(1, math.ceil(settings.stop_grace_seconds))
+        return cls(grace, settings.gpu_resource, settings.task_run_as_user)
 
 
 def pod_of(resource: Mapping[str, Any], task: Task, attempt: int, terms: PodTerms) -> Json:
@@ -50,7 +59,10 @@ def pod_of(resource: Mapping[str, Any], task: Task, attempt: int, terms: PodTerm
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": terms.grace_seconds,
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}, **(wish.get("securityContext") or {})},
+        "securityContext": {
+            "seccompProfile": {"type": "RuntimeDefault"},
+            **(wish.get("securityContext") or _user(terms)),
+        },
         **{name: wish[name] for name in _COPIED if name in wish},
     }
     spec["tolerations"] = [*(wish.get("tolerations") or []), *_patience()]
@@ -92,6 +104,10 @@ def _container(task: Task, attempt: int, terms: PodTerms) -> Json:
     if command is not None:
         container["command"] = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
     return container
+
+
+def _user(terms: PodTerms) -> Json:
+    return {} if terms.run_as_user is None else {"runAsNonRoot": True, "runAsUser": terms.run_as_user}
 
 
 def _patience() -> list[Json]:

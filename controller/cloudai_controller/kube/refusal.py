@@ -12,6 +12,7 @@ _WAITS = {
     "being terminated": Reason.WAITING_FOR_ADMISSION,
     "error looking up service account": Reason.WAITING_FOR_ADMISSION,
     "no api token found for service account": Reason.WAITING_FOR_ADMISSION,
+    "failed calling webhook": Reason.WAITING_FOR_ADMISSION,
 }
 _OURS = ("cannot create resource", "cannot get resource")  # what RBAC says: no fault of the task
 
@@ -36,3 +37,9 @@ def refusal(status: int, words: str) -> Refused | None:
     if status in (400, 403, 422):
         return Refused(Reason.POD_REFUSED, f"The cluster refuses its Pod: {words}", final=True)
     return None
+
+
+def taken(pod: str) -> Refused:
+    """A Pod of somebody else has the name that the attempt's Pod must have."""
+    words = f"Another Pod has the name of its Pod, {pod}; waits until that one is gone."
+    return Refused(Reason.WAITING_FOR_ADMISSION, words, final=False)

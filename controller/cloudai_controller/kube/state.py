@@ -6,16 +6,17 @@ and what deleting it takes. The newer version stays, so a late event or a list c
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from cloudai.resources import Run, TaskStatus
-from cloudai.store.kube.pods import FINALIZER, run_of
-from cloudai.store.kube.task_resource import PHASES, TASK_LABEL, millis
+from cloudai.store.kube.pods import FINALIZER, attempt_of, owner_of, run_of
+from cloudai.store.kube.task_resource import PHASES, millis
 
 Json = dict[str, Any]
 
@@ -39,7 +40,12 @@ class SeenTask:
 
 @dataclass(frozen=True, slots=True)
 class SeenPod:
+    """A Pod that says to be an attempt. `owner`: the uid of the Task it was made for, which another one of the same name
+    is not. `finalizers` and `version` are what letting it go takes.
+    """
+
     uid: str
+    owner: str
     version: int
     run: Run
     finalizers: tuple[str, ...]
@@ -52,6 +58,7 @@ class SeenPod:
 
 
 def seen_task(resource: Mapping[str, Any]) -> SeenTask:
+    """What is kept of a Task as the API server gives it."""
     meta = resource["metadata"]
     status = resource.get("status") or {}
     finished = status.get("phase") in _TERMINAL
@@ -76,9 +83,11 @@ def seen_task(resource: Mapping[str, Any]) -> SeenTask:
 
 
 def seen_pod(pod: Mapping[str, Any]) -> SeenPod:
+    """What is kept of a Pod with an `attempt_of`."""
     meta = pod["metadata"]
     return SeenPod(
         meta["uid"],
+        owner_of(pod),
         int(meta["resourceVersion"]),
         run_of(pod),
         tuple(meta.get("finalizers") or ()),
@@ -87,35 +96,49 @@ def seen_pod(pod: Mapping[str, Any]) -> SeenPod:
 
 
 class Memory:
-    """Tasks by name and their Pods; every method returns whether anything changed."""
+    """Tasks by name, and Pods by the name of the Task they say to be of. `put_` and `drop_` return whether that changed
+    anything: a late event or an old list changes nothing back.
+    """
 
     def __init__(self) -> None:
         self.tasks: dict[str, SeenTask] = {}
         self.pods: defaultdict[str, dict[str, SeenPod]] = defaultdict(dict)
+        self._gone: set[str] | None = None  # uids of what was deleted while a list was read
 
     def put_task(self, resource: Mapping[str, Any]) -> bool:
+        """The Task as it is now."""
         name, now = resource["metadata"]["name"], seen_task(resource)
         before = self.tasks.get(name)
-        if before is not None and (before.version >= now.version and before.uid == now.uid):
+        if now.uid in (self._gone or ()) or (before is not None and before.version >= now.version):
             return False
         self.tasks[name] = now
         return True
 
     def drop_task(self, name: str, uid: str) -> bool:
+        """The Task is gone."""
+        if self._gone is not None:
+            self._gone.add(uid)
         if name not in self.tasks or self.tasks[name].uid != uid:
             return False
         del self.tasks[name]
         return True
 
     def put_pod(self, pod: Mapping[str, Any]) -> bool:
-        task, name, now = pod["metadata"]["labels"][TASK_LABEL], pod["metadata"]["name"], seen_pod(pod)
+        """The Pod as it is now; one that is no attempt is left out."""
+        attempt = attempt_of(pod)
+        if attempt is None:
+            return False
+        (task, _), name, now = attempt, pod["metadata"]["name"], seen_pod(pod)
         before = self.pods[task].get(name) if task in self.pods else None
-        if before is not None and before.version >= now.version and before.uid == now.uid:
+        if now.uid in (self._gone or ()) or (before is not None and before.version >= now.version):
             return False
         self.pods[task][name] = now
         return True
 
     def drop_pod(self, task: str, name: str, uid: str) -> bool:
+        """The Pod is gone."""
+        if self._gone is not None:
+            self._gone.add(uid)
         known = self.pods.get(task, {})
         if name not in known or known[name].uid != uid:
             return False
@@ -125,6 +148,7 @@ class Memory:
         return True
 
     def pods_of(self, task: str) -> dict[str, SeenPod]:
+        """By name, those that say to be of that Task."""
         return dict(self.pods.get(task, {}))
 
     def settle(self, name: str) -> None:
@@ -133,27 +157,26 @@ class Memory:
         if task is not None and task.finished_at is not None:
             self.tasks[name] = SeenTask(task.uid, task.version, None, task.finished_at)
 
-    def listed_tasks(self, resources: Iterable[Mapping[str, Any]]) -> set[str]:
-        """All there are; returns the names that changed or are gone."""
-        found = {resource["metadata"]["name"]: resource for resource in resources}
-        changed = {name for name, resource in found.items() if self.put_task(resource)}
-        for name in self.tasks.keys() - found.keys():
-            del self.tasks[name]
-            changed.add(name)
-        return changed
+    @contextlib.contextmanager
+    def listing(self) -> Iterator[None]:
+        """While lists are read: what is deleted meanwhile does not come back with them."""
+        self._gone = set()
+        try:
+            yield
+        finally:
+            self._gone = None
 
-    def listed_pods(self, pods: Iterable[Mapping[str, Any]]) -> set[str]:
-        """All there are; returns the names of Tasks whose Pods changed or are gone."""
-        changed: set[str] = set()
-        found: set[tuple[str, str]] = set()
-        for pod in pods:
-            task = pod["metadata"]["labels"][TASK_LABEL]
-            found.add((task, pod["metadata"]["name"]))
-            if self.put_pod(pod):
-                changed.add(task)
-        for task in list(self.pods):
-            for name in list(self.pods[task]):
-                if (task, name) not in found:
-                    self.drop_pod(task, name, self.pods[task][name].uid)
-                    changed.add(task)
-        return changed
+    def only_tasks(self, names: Set[str], version: int) -> set[str]:
+        """Forget the Tasks that a whole list of that version has not; returns their names."""
+        gone = {name for name, task in self.tasks.items() if name not in names and task.version <= version}
+        for name in gone:
+            del self.tasks[name]
+        return gone
+
+    def only_pods(self, names: Set[str], version: int) -> set[str]:
+        """The same of Pods; returns the names of their Tasks."""
+        known = [(task, name, pod) for task, pods in self.pods.items() for name, pod in pods.items()]
+        gone = [(task, name, pod) for task, name, pod in known if name not in names and pod.version <= version]
+        for task, name, pod in gone:
+            self.drop_pod(task, name, pod.uid)
+        return {task for task, _, _ in gone}

@@ -1,0 +1,148 @@
+"""What is made of a Pod, and what is remembered of Pods and Tasks. Without a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cloudai.resources import NOTHING, Reason, Resources, RunPhase
+from cloudai.store.kube import quantity
+from cloudai.store.kube.pods import GPU, attempt_of, held, over, run_of
+from cloudai_controller.kube.refusal import refusal
+from cloudai_controller.kube.state import Memory
+
+Json = dict[str, Any]
+LABELS = {"cloudai.dev/task": "t", "cloudai.dev/attempt": "1"}
+
+
+def pod(status: Json, *, name: str = "t-1", version: int = 5, uid: str = "pod", **meta: Any) -> Json:
+    base: Json = {"name": name, "namespace": "here", "uid": uid, "labels": LABELS, "resourceVersion": str(version)}
+    owner = {"apiVersion": "cloudai.dev/v1alpha1", "kind": "Task", "name": "t", "uid": "task", "controller": True}
+    base |= {"creationTimestamp": "2025-11-16T10:30:00Z", "ownerReferences": [owner], **meta}
+    spec = {"nodeName": "node", "containers": [{"name": "task", "image": "i", "resources": {"requests": {"cpu": "1"}}}]}
+    return {"metadata": base, "spec": spec, "status": status}
+
+
+def ended(status: Json, **state: Any) -> tuple[RunPhase, str | None]:
+    container = {"containerStatuses": [{"name": "task", "state": {"terminated": state}}]} if state else {}
+    run = run_of(pod({"phase": "Failed", **status, **container}))
+    return run.phase, run.reason
+
+
+def target(kind: str, reason: str) -> Json:
+    return {"conditions": [{"type": kind, "status": "True", "reason": reason, "message": "why"}]}
+
+
+PRESSURE = (
+    "The node was low on resource: ephemeral-storage. Container task has larger consumption of ephemeral-storage."
+)
+LIMIT = "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi."
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "end"),
+    [
+        ({"reason": "Evicted", "message": LIMIT}, {}, (RunPhase.FAILED, Reason.STORAGE_LIMIT_EXCEEDED)),
+        ({"reason": "Evicted", "message": PRESSURE}, {}, (RunPhase.LOST, Reason.EVICTED)),
+        ({"reason": "OutOfcpu", "message": "not enough"}, {}, (RunPhase.LOST, Reason.EVICTED)),
+        ({"reason": "UnexpectedAdmissionError"}, {}, (RunPhase.LOST, Reason.EVICTED)),
+        ({"reason": "DeadlineExceeded"}, {}, (RunPhase.FAILED, Reason.DEADLINE_EXCEEDED)),
+        (target("DisruptionTarget", "DeletionByPodGC"), {}, (RunPhase.LOST, Reason.WORKER_LOST)),
+        (target("TerminationTarget", "Preempted"), {"exitCode": 143}, (RunPhase.LOST, Reason.PREEMPTED)),
+        ({}, {"exitCode": 137, "reason": "ContainerStatusUnknown"}, (RunPhase.LOST, Reason.WORKER_LOST)),
+        ({}, {"exitCode": 255, "reason": "Unknown"}, (RunPhase.LOST, Reason.WORKER_LOST)),
+        ({}, {"exitCode": 137, "reason": "OOMKilled"}, (RunPhase.FAILED, Reason.OOM_KILLED)),
+        ({}, {"exitCode": 3, "reason": "Error"}, (RunPhase.FAILED, Reason.EXIT_CODE)),
+    ],
+)
+def test_an_end_is_the_tasks_own_or_the_loss_of_its_place(status: Json, state: Json, end: object) -> None:
+    assert ended(status, **state) == end
+
+
+def test_a_pod_that_is_being_deleted_is_over_when_the_kubelet_says_so() -> None:
+    running: Json = {"phase": "Running", "containerStatuses": [{"name": "task", "state": {"running": {}}}]}
+    going: Json = {"deletionTimestamp": "2025-11-16T10:30:00Z"}
+    assert not over(pod(running, **going | {"deletionGracePeriodSeconds": 1}))
+    assert over(pod(running, **going | {"deletionGracePeriodSeconds": 0}))
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("t-2", LABELS),
+        ("t-1", {"cloudai.dev/task": "t"}),
+        ("t-x", {"cloudai.dev/task": "t", "cloudai.dev/attempt": "x"}),
+        ("t-²", {"cloudai.dev/task": "t", "cloudai.dev/attempt": "²"}),
+        ("t-1", {}),
+    ],
+)
+def test_labels_that_the_name_does_not_confirm_make_no_attempt(name: str, labels: Json) -> None:
+    odd = pod({}, name=name) | {}
+    odd["metadata"]["labels"] = labels
+    assert attempt_of(odd) is None
+    assert held(odd, GPU, "here").run is None
+    assert held(odd, GPU, "here").amount == Resources(1000, 0, 0, 0)
+    assert not Memory().put_pod(odd)
+
+
+def test_attempts_are_those_of_the_namespace_of_the_tasks() -> None:
+    assert held(pod({}), GPU, "here").run is not None
+    assert held(pod({}), GPU, "elsewhere").run is None
+    assert held(pod({"phase": "Failed"}), GPU, "here").amount == NOTHING
+
+
+def task(uid: str, version: int, phase: str = "Queued") -> Json:
+    meta = {"name": "t", "uid": uid, "resourceVersion": str(version)}
+    return {"metadata": meta, "spec": {}, "status": {"phase": phase}}
+
+
+def test_an_old_list_changes_nothing_back() -> None:
+    memory = Memory()
+    assert memory.put_task(task("one", 5))
+    with memory.listing():
+        assert memory.put_task(task("one", 9))
+        assert not memory.put_task(task("one", 7))
+        assert memory.only_tasks(set(), version=8) == set()  # told of since
+        assert memory.drop_task("t", "one")
+        assert not memory.put_task(task("one", 7))  # it was deleted since
+    assert memory.tasks == {}
+
+
+def test_what_a_newer_list_has_not_is_gone() -> None:
+    memory = Memory()
+    memory.put_task(task("one", 5))
+    memory.put_pod(pod({}, version=5))
+    assert memory.only_tasks(set(), version=6) == {"t"}
+    assert memory.only_pods({"t-1"}, version=6) == set()
+    assert memory.only_pods(set(), version=4) == set()
+    assert memory.only_pods(set(), version=6) == {"t"}
+    assert not memory.pods_of("t")
+
+
+@pytest.mark.parametrize(
+    ("words", "amount"),
+    [("1e1000", quantity.LARGEST), ("1e-1000", 1), ("5E", 5 * 10**18), ("9999E", quantity.LARGEST), ("0.5", 1)],
+)
+def test_a_quantity_of_any_size_is_a_number(words: str, amount: int) -> None:
+    assert quantity.whole(words) == amount
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "reason", "final"),
+    [
+        (403, "exceeded quota: q", Reason.QUOTA_EXCEEDED, False),
+        (500, 'Internal error occurred: failed calling webhook "k"', Reason.WAITING_FOR_ADMISSION, False),
+        (403, "violates PodSecurity", Reason.POD_REFUSED, True),
+        (400, 'admission webhook "p" denied the request', Reason.POD_REFUSED, True),
+    ],
+)
+def test_a_refusal_waits_or_fails(status: int, words: str, reason: Reason, final: bool) -> None:
+    found = refusal(status, words)
+    assert found is not None
+    assert (found.reason, found.final) == (reason, final)
+
+
+def test_a_refusal_of_ours_or_of_the_server_is_a_fault() -> None:
+    assert refusal(403, 'pods is forbidden: User "x" cannot create resource "pods"') is None
+    assert refusal(500, "etcdserver: request timed out") is None

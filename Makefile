@@ -1,6 +1,6 @@
 # Everything runs from `.venv`, which `make setup` makes from the lock file.
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo test check format cluster cluster-down manifests bench lock docs clean
+.PHONY: help setup up demo test check format cluster cluster-down manifests bench bench-kubernetes lock docs clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -51,6 +51,11 @@ manifests: setup  ## write manifests/ anew from the chart
 
 bench: setup  ## measure, side by side in one run
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-kubernetes: setup  ## the same on a Kubernetes of its own, against Jobs and bare Pods
+	@scripts/provision
+	@$(BIN)/python -m tests.cluster.binaries
+	@$(BIN)/python -m tests.bench.kubernetes $(ARGS)
 
 lock: setup  ## resolve requirements.lock anew from pyproject.toml
 	@$(BIN)/uv pip compile --universal --all-extras --generate-hashes --upgrade \

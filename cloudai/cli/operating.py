@@ -24,6 +24,7 @@ from cloudai.cli.parts import run_until_signal
 from cloudai.cli.place import StartRefused, listen
 from cloudai.settings import Settings
 from cloudai.store.kube.api import Api, NoCluster, connect
+from cloudai_controller import metrics
 from cloudai_controller.handlers import feed
 from cloudai_controller.kube.lease import Leader
 from cloudai_controller.kube.loop import REPAIR_SECONDS, Operator, Over
@@ -54,6 +55,7 @@ def run_operator(settings: Settings) -> None:
 async def _operate(api: Api, settings: Settings, listener: socket.socket, stop: asyncio.Event) -> None:
     leader = Leader(api, settings.namespace, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     operator = Operator(api, settings, leader)
+    metrics.LEADING.set_function(leader.leads)
     async with _probes(operator, leader, listener):
         click.echo(f"The operator follows tasks of namespace {settings.namespace}")
         if not await _unless(stop, leader.acquire()):
@@ -109,10 +111,10 @@ async def _probes(operator: Operator, leader: Leader, listener: socket.socket) -
             return PlainTextResponse(f"no word of the API server for {silent:.0f} s\n", 503)
         return PlainTextResponse("ok\n")
 
-    async def metrics(_: Request) -> Response:
+    async def scraped(_: Request) -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    app = Starlette(routes=[Route("/healthz", healthz), Route("/readyz", healthz), Route("/metrics", metrics)])
+    app = Starlette(routes=[Route("/healthz", healthz), Route("/readyz", healthz), Route("/metrics", scraped)])
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]

@@ -10,6 +10,7 @@ REFUSED = Counter("cloudai_controller_commits_refused", "Actions refused because
 LOST = Counter("cloudai_controller_runs_lost", "Attempts given up because their worker's lease ran out.")
 ERRORS = Counter("cloudai_controller_errors", "Passes that ended in an error and were tried again.")
 QUEUED = Gauge("cloudai_controller_queued_tasks", "Tasks that wait for room.")
+LOOKS = Gauge("cloudai_operator_waiting_looks", "On Kubernetes: tasks that changed and wait for the operator's look.")
 LEADING = Gauge("cloudai_controller_leading", "1 while this process leads, else 0.")
 PLAN_SECONDS = Histogram(
     "cloudai_controller_plan_seconds",

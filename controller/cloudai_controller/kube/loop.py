@@ -79,6 +79,7 @@ class Operator:
         self._memory = Memory()
         self._queue = WorkQueue(self._look, _failed)
         self._tidying = WorkQueue(self._tidy, _failed)
+        metrics.LOOKS.set_function(lambda: len(self._queue))
         self._moved_at: dict[str, int] = {}  # since when a task is due to be written
         self._failing: dict[str, int] = {}  # by attempt: since when its Pod cannot start
         self._unread: dict[str, int] = {}  # by attempt: since when its log cannot be read

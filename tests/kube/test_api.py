@@ -41,6 +41,7 @@ async def test_tasks_applied_by_hand_are_tasks_like_any_other(facade: Facade, sh
     assert (await facade.http.get(f"/api/tasks/{name}/logs")).text == "by hand\n"
 
 
+@pytest.mark.timeout(300)
 async def test_a_bad_api_server_costs_time_only(place: Place, tmp_path: Path) -> None:
     faulty = Faulty(place.kube.kubeconfig, seed=7, badness=0.2)
     async with faulty.serving(tmp_path) as kubeconfig:

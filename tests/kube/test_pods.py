@@ -9,8 +9,9 @@ import pytest
 from cloudai.resources import NOTHING, Reason, Resources, RunPhase
 from cloudai.store.kube import quantity
 from cloudai.store.kube.pods import GPU, attempt_of, held, over, run_of
+from cloudai.store.kube.task_resource import SUBMITTED, task_of
 from cloudai_controller.kube.refusal import refusal
-from cloudai_controller.kube.state import Memory
+from cloudai_controller.kube.state import Memory, seen_task
 
 Json = dict[str, Any]
 LABELS = {"cloudai.dev/task": "t", "cloudai.dev/attempt": "1"}
@@ -95,6 +96,17 @@ def test_attempts_are_those_of_the_namespace_of_the_tasks() -> None:
 def task(uid: str, version: int, phase: str = "Queued") -> Json:
     meta = {"name": "t", "uid": uid, "resourceVersion": str(version)}
     return {"metadata": meta, "spec": {}, "status": {"phase": phase}}
+
+
+def test_what_is_remembered_of_a_task_is_the_same_task() -> None:
+    spec = {"image": "i", "resources": {"cpu": "1", "memory": "1Gi"}}
+    submitted = {SUBMITTED: "1763289000500", "other": "x" * 1000}
+    whole: Json = {"apiVersion": "cloudai.dev/v1alpha1", "kind": "Task", "spec": spec}
+    meta = {"creationTimestamp": "2025-11-16T10:30:00Z", "namespace": "here", "annotations": submitted}
+    whole["metadata"] = {"name": "t", "uid": "one", "resourceVersion": "5", **meta}
+    kept = seen_task(whole)
+    assert task_of(kept.resource()) == task_of(whole)
+    assert task_of(whole).created_at == 1763289000500
 
 
 def test_an_old_list_changes_nothing_back() -> None:

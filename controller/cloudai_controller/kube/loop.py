@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,7 +72,7 @@ class Operator:
         self._namespace = settings.namespace
         self._tasks_path = f"/apis/{GROUP}/{VERSION}/namespaces/{self._namespace}/{PLURAL}"
         self._pods_path = f"/api/v1/namespaces/{self._namespace}/pods"
-        self._terms = PodTerms.of(settings)
+        self._terms = _terms(settings)
         self._image_grace = round(settings.image_grace_seconds * 1000)
         self._retention_ms = settings.task_retention_seconds * 1000
         self._archive = Archive(self._api, self._namespace)
@@ -415,6 +416,12 @@ class Operator:
             return False
         self._queue.add(name)
         return True
+
+
+def _terms(settings: Settings) -> PodTerms:
+    """A grace of at least a second: with none, Kubernetes calls a Pod gone while its container may still live."""
+    grace = max(1, math.ceil(settings.stop_grace_seconds))
+    return PodTerms(grace, settings.gpu_resource, settings.task_run_as_user)
 
 
 def _task_name(task: Json) -> str:

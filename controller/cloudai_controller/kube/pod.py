@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cloudai.resources import Task, run_id
-from cloudai.settings import Settings
 from cloudai.store.kube import quantity
 from cloudai.store.kube.pods import CONTAINER, FINALIZER
 from cloudai.store.kube.task_resource import ATTEMPT_LABEL, GROUP, KIND, TASK_LABEL, USER_LABEL, VERSION
@@ -33,12 +31,6 @@ class PodTerms:
     grace_seconds: int
     gpu_resource: str
     run_as_user: int | None = None
-
-    @classmethod
-    def of(cls, settings: Settings) -> PodTerms:
-        """A grace of at least a second: with none, Kubernetes calls a Pod gone while its container may still live."""
-        grace = max(1, math.ceil(settings.stop_grace_seconds))
-        return cls(grace, settings.gpu_resource, settings.task_run_as_user)
 
 
 def pod_of(resource: Mapping[str, Any], task: Task, attempt: int, terms: PodTerms) -> Json:

@@ -16,7 +16,7 @@ import orjson
 
 from cloudai.resources import Run, TaskStatus
 from cloudai.store.kube.pods import FINALIZER, attempt_of, owner_of, run_of
-from cloudai.store.kube.task_resource import PHASES, millis
+from cloudai.store.kube.task_resource import PHASES, SUBMITTED, millis
 
 Json = dict[str, Any]
 
@@ -62,7 +62,7 @@ def seen_task(resource: Mapping[str, Any]) -> SeenTask:
     meta = resource["metadata"]
     status = resource.get("status") or {}
     finished = status.get("phase") in _TERMINAL
-    slim = {name: resource.get(name) for name in ("apiVersion", "kind", "spec", "status")}
+    slim: Json = {name: resource.get(name) for name in ("apiVersion", "kind", "spec", "status")}
     kept = (
         "name",
         "namespace",
@@ -74,6 +74,8 @@ def seen_task(resource: Mapping[str, Any]) -> SeenTask:
         "deletionTimestamp",
     )
     slim["metadata"] = {name: meta[name] for name in kept if name in meta}
+    if SUBMITTED in (meta.get("annotations") or {}):
+        slim["metadata"]["annotations"] = {SUBMITTED: meta["annotations"][SUBMITTED]}
     return SeenTask(
         meta["uid"],
         int(meta["resourceVersion"]),

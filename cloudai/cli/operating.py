@@ -35,6 +35,7 @@ log = logging.getLogger("cloudai.operator")
 
 
 def run_operator(settings: Settings) -> None:
+    """The command: until a signal. Raises StartRefused, and ClickException where a new process is needed."""
     with listen(settings) as listener:
 
         async def body(stop: asyncio.Event) -> None:

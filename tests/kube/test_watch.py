@@ -13,7 +13,8 @@ from aiohttp import web
 
 from cloudai.settings import Settings
 from cloudai.store.kube.api import Api, connect
-from cloudai.store.kube.watch import Json, Key, follow
+from cloudai.store.kube.task_resource import Json
+from cloudai.store.kube.watch import Key, follow
 
 ROUNDS = 7
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

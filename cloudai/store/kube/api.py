@@ -23,8 +23,7 @@ from yaml import YAMLError
 
 from cloudai.errors import CloudAIError, unavailable
 from cloudai.settings import Settings
-
-Json = dict[str, Any]
+from cloudai.store.kube.task_resource import Json
 
 PATIENCE = 10.0  # seconds a request is tried again after faults that pass
 ONE_TRY = 30.0  # seconds that one try may take

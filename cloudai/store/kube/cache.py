@@ -15,11 +15,10 @@ from cloudai.resources import Run, Task, TaskStatus, Worker, WorkerState
 from cloudai.store.kube.nodes import state_of, worker_of
 from cloudai.store.kube.pods import Held, held
 from cloudai.store.kube.revisions import Revisions
-from cloudai.store.kube.task_resource import Attempt, attempts_of, task_of
+from cloudai.store.kube.task_resource import Attempt, Json, attempts_of, task_of
 from cloudai.store.kube.watch import Key, key_of
 from cloudai.store.protocol import Kind, TaskPage, TaskQuery
 
-Json = dict[str, Any]
 _Filter = tuple[str | None, TaskStatus | None]
 _Place = tuple[int, str]
 
@@ -90,6 +89,7 @@ class TaskCache:
     # -- what is asked
 
     def get(self, name: str) -> Task | None:
+        """The Task of that name, as far as is known."""
         return self._tasks.get(name)
 
     def attempts(self, name: str) -> Sequence[Attempt]:
@@ -97,12 +97,14 @@ class TaskCache:
         return self._attempts.get(name, ())
 
     def page(self, query: TaskQuery) -> TaskPage:
+        """The newest first."""
         places = self._lists.get((query.user_id, query.status), [])
         end = max(0, len(places) - query.offset)
         chosen = places[max(0, end - query.limit) : end]
         return TaskPage([self._tasks[name] for _, name in reversed(chosen)], len(places))
 
     def totals(self) -> Mapping[TaskStatus, int]:
+        """How many Tasks are in each status."""
         return {status: len(self._lists.get((None, status), ())) for status in TaskStatus}
 
     async def until(self, name: str, true: Any, seconds: float) -> None:
@@ -173,6 +175,7 @@ class PodCache:
         return found.run if found is not None else None
 
     def on(self, node: str) -> list[Held]:
+        """What Pods hold of that node."""
         return list(self._on.get(node, {}).values())
 
 
@@ -219,6 +222,7 @@ class NodeCache:
         self._learn_all()
 
     def used(self, usage: Mapping[str, Mapping[str, str]]) -> None:
+        """What each node uses, as metrics.k8s.io says."""
         self._usage = dict(usage)
         self._learn_all()
 
@@ -230,8 +234,10 @@ class NodeCache:
         self._workers[name] = worker_of(self._nodes[name], self._heard.get(name), self._usage.get(name), self._gpu)
 
     def state(self, name: str) -> WorkerState | None:
+        """That node as a worker, as far as is known."""
         worker = self._workers.get(name)
         return None if worker is None else state_of(worker, self._pods.on(name))
 
     def states(self) -> list[WorkerState]:
+        """Every node as a worker, by name."""
         return [state_of(self._workers[name], self._pods.on(name)) for name in sorted(self._workers)]

@@ -12,13 +12,13 @@ import logging
 import tempfile
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import aiohttp
 
 from cloudai.errors import CloudAIError, unavailable
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.pods import CONTAINER
+from cloudai.store.kube.task_resource import Json
 from cloudai.store.protocol import LogSlice
 
 IDLE_SECONDS = 30.0  # a stream that nobody has read from for this long is ended
@@ -26,8 +26,6 @@ LONGEST_SPOOL = 64 * 1024 * 1024  # bytes of a followed log that are kept; there
 MOST_SPOOLS = 128  # logs followed at once
 CONTINUED_SECONDS = 5.0  # a log that was read from the start is kept for its reader's next pieces this long
 log = logging.getLogger("cloudai.kubernetes")
-
-Json = dict[str, Any]
 
 
 class Absent(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 from cloudai.resources import NOTHING, Resources, Worker, WorkerState
 from cloudai.store.kube import quantity
-from cloudai.store.kube.pods import GPU, Held
+from cloudai.store.kube.pods import GPU, Held, amount_of
 from cloudai.store.kube.task_resource import millis
 
 KUBELET_PORT = 10250
@@ -16,7 +16,7 @@ KUBELET_PORT = 10250
 def worker_of(node: Mapping[str, Any], heard_at: int | None, usage: Mapping[str, str] | None, gpu: str = GPU) -> Worker:
     """`heard_at`: when the node's Lease was renewed (ms); `usage`: what metrics.k8s.io says, None where nothing does."""
     meta, status = node["metadata"], node.get("status") or {}
-    capacity = capacity_of(status.get("allocatable") or {}, gpu)
+    capacity = amount_of(status.get("allocatable") or {}, gpu)
     registered = millis(meta["creationTimestamp"]) or 0
     problem = _problem(node)
     return Worker(
@@ -31,15 +31,6 @@ def worker_of(node: Mapping[str, Any], heard_at: int | None, usage: Mapping[str,
         problem=problem,
         cpu_usage=_percent(usage, "cpu", capacity.cpu / 1000),
         memory_usage=_percent(usage, "memory", capacity.memory),
-    )
-
-
-def capacity_of(allocatable: Mapping[str, Any], gpu: str) -> Resources:
-    return Resources(
-        quantity.milli(allocatable.get("cpu", 0)),
-        quantity.whole(allocatable.get("memory", 0)),
-        quantity.whole(allocatable.get("ephemeral-storage", 0)),
-        1000 * quantity.whole(allocatable.get(gpu, 0)),
     )
 
 

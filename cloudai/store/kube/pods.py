@@ -215,13 +215,13 @@ def requests_of(pod: Mapping[str, Any], gpu: str = GPU) -> Resources:
     steady, start = NOTHING, NOTHING
     for one in spec.get("initContainers") or []:
         if one.get("restartPolicy") == "Always":  # a sidecar, which goes on
-            steady += _amount(_requests(one), gpu)
+            steady += amount_of(_requests(one), gpu)
             start = _larger(start, steady)
         else:
-            start = _larger(start, steady + _amount(_requests(one), gpu))
-    steady = _sum([steady, *(_amount(_requests(one), gpu) for one in spec.get("containers") or [])])
+            start = _larger(start, steady + amount_of(_requests(one), gpu))
+    steady = _sum([steady, *(amount_of(_requests(one), gpu) for one in spec.get("containers") or [])])
     own = (spec.get("resources") or {}).get("requests") or {}
-    return _replaced(_larger(start, steady), own, gpu) + _amount(spec.get("overhead") or {}, gpu)
+    return _replaced(_larger(start, steady), own, gpu) + amount_of(spec.get("overhead") or {}, gpu)
 
 
 def _requests(container: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -229,7 +229,8 @@ def _requests(container: Mapping[str, Any]) -> Mapping[str, Any]:
     return (resources.get("limits") or {}) | (resources.get("requests") or {})
 
 
-def _amount(amounts: Mapping[str, Any], gpu: str) -> Resources:
+def amount_of(amounts: Mapping[str, Any], gpu: str) -> Resources:
+    """What Kubernetes' quantities by name (requests, allocatable) are; `gpu` is the name of a GPU there."""
     return Resources(
         quantity.milli(amounts.get("cpu", 0)),
         quantity.whole(amounts.get("memory", 0)),
@@ -240,7 +241,7 @@ def _amount(amounts: Mapping[str, Any], gpu: str) -> Resources:
 
 def _replaced(amount: Resources, own: Mapping[str, Any], gpu: str) -> Resources:
     """Requests of the Pod as a whole take the place of its containers' sum."""
-    wish = _amount(own, gpu)
+    wish = amount_of(own, gpu)
     return Resources(
         wish.cpu if "cpu" in own else amount.cpu,
         wish.memory if "memory" in own else amount.memory,

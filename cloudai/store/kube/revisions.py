@@ -15,12 +15,15 @@ KEPT = 10_000
 
 
 class Revisions:
+    """The last changes, and whoever waits for the next."""
+
     def __init__(self) -> None:
         self._changes: deque[Change] = deque(maxlen=KEPT)
         self._last = 0
         self._more = asyncio.Event()
 
     def add(self, kind: Kind, key: str, event: str) -> None:
+        """Tell of a change: what `event` became of the `kind` named `key`."""
         self._last += 1
         self._changes.append(Change(self._last, kind, key, event))
         self._more.set()

@@ -18,11 +18,11 @@ from dataclasses import replace
 from cloudai.errors import CloudAIError, Code, invalid, task_not_found, unavailable
 from cloudai.resources import Reason, Run, Task, TaskSpec, TaskStatus, WorkerState
 from cloudai.settings import Settings
-from cloudai.store.kube.api import Api, ApiError, Json, NoCluster, as_unavailable, connect
+from cloudai.store.kube.api import Api, ApiError, NoCluster, as_unavailable, connect
 from cloudai.store.kube.cache import NodeCache, PodCache, TaskCache
 from cloudai.store.kube.logs import Absent, PodLogs
 from cloudai.store.kube.revisions import Revisions
-from cloudai.store.kube.task_resource import CANCEL, GROUP, PLURAL, SUBMITTED, VERSION, millis, task_of, task_resource
+from cloudai.store.kube.task_resource import CANCEL, GROUP, SUBMITTED, Json, millis, task_of, task_resource, tasks_path
 from cloudai.store.kube.watch import Follower, follow
 from cloudai.store.protocol import Change, Idempotency, Lease, LogSlice, TaskPage, TaskQuery
 
@@ -55,7 +55,7 @@ class KubernetesStore:
     def __init__(self, api: Api, settings: Settings) -> None:
         self._api = api
         self._namespace = settings.namespace
-        self._tasks_path = f"/apis/{GROUP}/{VERSION}/namespaces/{self._namespace}/{PLURAL}"
+        self._tasks_path = tasks_path(self._namespace)
         self._revisions = Revisions()
         self._tasks = TaskCache(self._revisions)
         self._pods = PodCache(self._revisions, self._namespace, settings.gpu_resource)

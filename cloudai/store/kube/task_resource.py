@@ -50,9 +50,19 @@ def instant(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def micros(ms: int) -> str:
+    """The same with microseconds, the form of Leases and Events."""
+    return instant(ms).replace("Z", "000Z")
+
+
 def millis(text: str | None) -> int | None:
     """Milliseconds since the epoch of an RFC 3339 time; None for none."""
     return None if text is None else round(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+def tasks_path(namespace: str) -> str:
+    """Where the API server has the Tasks of a namespace."""
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
 
 
 # -- the wish

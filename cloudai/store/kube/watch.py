@@ -16,8 +16,7 @@ import orjson
 
 from cloudai.errors import CloudAIError
 from cloudai.store.kube.api import Api, ApiError
-
-Json = dict[str, Any]
+from cloudai.store.kube.task_resource import Json
 
 WATCH_SECONDS = 300  # the server ends a watch after this; the next one goes on from there
 SILENCE = 30.0  # seconds beyond WATCH_SECONDS that an unfinished watch may be silent

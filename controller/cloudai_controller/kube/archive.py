@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import aiohttp
 
@@ -12,6 +12,7 @@ from cloudai.resources import Run
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.logs import archive_body, log_path
 from cloudai.store.kube.pods import CONTAINER
+from cloudai.store.kube.task_resource import Json
 
 LONGEST_LOG = 2 * 1024 * 1024  # bytes read of one attempt
 LARGEST_KEPT = 700 * 1024  # bytes compressed: an object of Kubernetes holds a mebibyte, in base64
@@ -20,8 +21,6 @@ FOLLOW_SECONDS = 3900.0  # a grace of an hour, and then some
 MOST_FOLLOWED = 64  # at once; the others wait their turn, and may find their log dropped by then
 END_SECONDS = 10.0  # how long after a Pod's end what follows its log may take to end, too
 BROKEN = b"\n[cloudai: the log broke off here]\n"
-
-Json = dict[str, Any]
 
 
 class _Read(NamedTuple):

@@ -9,20 +9,20 @@ import asyncio
 import hashlib
 import logging
 import time
-from typing import Any
 
 from cloudai.errors import CloudAIError
 from cloudai.resources import Task, TaskStatus
 from cloudai.store.kube.api import Api, ApiError
-from cloudai.store.kube.task_resource import instant
+from cloudai.store.kube.task_resource import Json, micros
 from cloudai_controller.kube.lease import NotLeading
 
-Json = dict[str, Any]
 LONGEST = 1000  # characters of a note
 log = logging.getLogger("cloudai.operator")
 
 
 class Events:
+    """Events of the Tasks of `namespace`."""
+
     def __init__(self, api: Api, namespace: str) -> None:
         self._api = api
         self._path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
@@ -40,7 +40,7 @@ class Events:
         name = hashlib.sha256(f"{meta['uid']} {meta['resourceVersion']} {reason}".encode()).hexdigest()[:16]
         body = {
             "metadata": {"name": f"{meta['name'][:200]}.{name}"},
-            "eventTime": instant(time.time_ns() // 1_000_000).replace("Z", "000Z"),
+            "eventTime": micros(time.time_ns() // 1_000_000),
             "reportingController": "cloudai.dev/operator",
             "reportingInstance": "operator",
             "action": "Reconcile",

@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
 
 from cloudai.errors import CloudAIError
 from cloudai.store.kube.api import Api, ApiError
-from cloudai.store.kube.task_resource import instant
+from cloudai.store.kube.task_resource import Json, micros
 
 DURATION = 15  # seconds
 MARGIN = 5.0  # the holder stops acting this much earlier
 RENEW = 3.0
 ONE_TRY = 2.0  # seconds: of a server that does not answer there must be time to ask another one
 
-Json = dict[str, Any]
 log = logging.getLogger("cloudai.operator")
 
 
@@ -117,7 +115,7 @@ class Leader:
         return time.monotonic() - self._seen[1] > float(lease["spec"].get("leaseDurationSeconds") or DURATION)
 
     def _lease(self, before: Json | None) -> Json:
-        now = instant(time.time_ns() // 1_000_000).replace("Z", "000Z")  # microseconds, as the API wants
+        now = micros(time.time_ns() // 1_000_000)
         spec: Json = {"holderIdentity": self._holder, "leaseDurationSeconds": DURATION, "renewTime": now}
         meta: Json = {"name": self._name}
         mine = before is not None and before["spec"].get("holderIdentity") == self._holder

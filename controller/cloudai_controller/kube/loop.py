@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from cloudai.errors import CloudAIError
 from cloudai.resources import Reason, Run, Task, TaskStatus, run_id
@@ -24,13 +23,14 @@ from cloudai.store.kube.task_resource import (
     ATTEMPT_LABEL,
     GROUP,
     PHASES,
-    PLURAL,
     TASK_LABEL,
     VERSION,
     Attempt,
+    Json,
     attempts_of,
     status_of,
     task_of,
+    tasks_path,
 )
 from cloudai.store.kube.watch import ODD
 from cloudai_controller import metrics
@@ -53,7 +53,6 @@ LIVE_PODS = "status.phase!=Succeeded,status.phase!=Failed"
 LOG_PATIENCE_MS = 300_000  # how long a log is tried to be read after its end, of a node that does not answer
 REFUSED_SECONDS = 10.0  # until a Pod that was not admitted is tried again
 
-Json = dict[str, Any]
 log = logging.getLogger("cloudai.operator")
 
 
@@ -70,7 +69,7 @@ class Operator:
     def __init__(self, api: Api, settings: Settings, leader: Leader) -> None:
         self._api = api.bound(before_write=leader.check)
         self._namespace = settings.namespace
-        self._tasks_path = f"/apis/{GROUP}/{VERSION}/namespaces/{self._namespace}/{PLURAL}"
+        self._tasks_path = tasks_path(self._namespace)
         self._pods_path = f"/api/v1/namespaces/{self._namespace}/pods"
         self._terms = _terms(settings)
         self._image_grace = round(settings.image_grace_seconds * 1000)

@@ -9,9 +9,7 @@ from typing import Any
 from cloudai.resources import Task, run_id
 from cloudai.store.kube import quantity
 from cloudai.store.kube.pods import CONTAINER, FINALIZER
-from cloudai.store.kube.task_resource import ATTEMPT_LABEL, GROUP, KIND, TASK_LABEL, USER_LABEL, VERSION
-
-Json = dict[str, Any]
+from cloudai.store.kube.task_resource import ATTEMPT_LABEL, GROUP, KIND, TASK_LABEL, USER_LABEL, VERSION, Json
 
 UNREACHABLE_SECONDS = 300  # Kubernetes' own default, written out: how long a silent node keeps its Pods
 _COPIED = (

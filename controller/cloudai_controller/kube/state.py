@@ -16,9 +16,7 @@ import orjson
 
 from cloudai.resources import Run, TaskStatus
 from cloudai.store.kube.pods import FINALIZER, attempt_of, owner_of, run_of
-from cloudai.store.kube.task_resource import PHASES, SUBMITTED, millis
-
-Json = dict[str, Any]
+from cloudai.store.kube.task_resource import PHASES, SUBMITTED, Json, millis
 
 _TERMINAL = frozenset(PHASES[status] for status in TaskStatus if status.terminal)
 

@@ -36,6 +36,7 @@ class WorkQueue:
         return len(self._ready) + len(self._busy)
 
     def add(self, key: str) -> None:
+        """Work on the key soon; once, however often it is added until then."""
         if key in self._busy:
             self._again.add(key)
         elif key not in self._queued:
@@ -53,6 +54,7 @@ class WorkQueue:
         self._earlier.set()
 
     async def run(self, workers: int) -> None:
+        """Work with so many at once until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._tick())
             for _ in range(workers):

@@ -57,12 +57,35 @@ def test_it_passes_helms_own_look(helm: Path) -> None:
         ("tasks.namespace=Not_A_Name", "namespace"),
         ("api.ingress.enabled=true", "host"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("tasks.stopGraceSeconds=0", "stopGraceSeconds"),
+        ("tasks.podSecurity=restricted", "runAsUser"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(helm: Path, setting: str, words: str) -> None:
     done = tried(helm, "template", "cloudai", str(CHART), "--set", setting)
     assert done.returncode != 0
     assert words in done.stderr
+
+
+def test_values_that_yaml_would_read_otherwise_stay_what_they_are(helm: Path) -> None:
+    names = ("--set-string", "tasks.namespace=2024", "--set", "api.ingress.enabled=true")
+    objects = rendered(helm, *names, "--set-string", "api.ingress.host=*.apps.example")
+    (ingress,) = of_kind(objects, "Ingress").values()
+    assert ingress["spec"]["rules"][0]["host"] == "*.apps.example"
+    for deployment in of_kind(objects, "Deployment").values():
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        assert {"name": "CLOUDAI_NAMESPACE", "value": "2024"} in container["env"]
+    assert "2024" in of_kind(objects, "Namespace")
+
+
+def test_releases_of_one_name_in_two_namespaces_share_nothing_of_the_cluster(helm: Path) -> None:
+    def shared(namespace: str) -> set[tuple[str, str]]:
+        found = rendered(helm, "--set", f"tasks.namespace={namespace}-tasks", namespace=namespace)
+        wide = [one for one in found if one["metadata"].get("namespace") in (None, "kube-node-lease")]
+        return {(one["kind"], one["metadata"]["name"]) for one in wide if one["kind"] != "CustomResourceDefinition"}
+
+    assert shared("one")
+    assert not shared("one") & shared("two")
 
 
 def test_every_value_is_in_the_schema_and_has_a_comment_or_says_itself(helm: Path) -> None:

@@ -205,7 +205,42 @@ def test_a_pod_against_the_rules_of_its_namespace_fails_and_says_so(kube: Kube) 
         assert found["status"]["reason"] == "PodRefused"
         assert "violates PodSecurity" in found["status"]["message"]
         user = {"runAsNonRoot": True, "runAsUser": 1000}
-        place.until(place.apply("true", pod={"securityContext": user}), "Completed")
+        place.until(place.apply("[ $(id -u) = 1000 ]", pod={"securityContext": user}), "Completed")
+
+
+def test_tasks_run_as_the_user_that_the_operator_is_told(kube: Kube) -> None:
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+    with kube.namespace(restricted) as place, place.operator(task_run_as_user="1234"):
+        place.until(place.apply("[ $(id -u) = 1234 ]"), "Completed")
+
+
+def test_a_wish_stays_as_it_was_made(shared: Place) -> None:
+    name = shared.apply("true", timeoutSeconds=60, maxRetries=1, pod={"labels": {"a": "b"}})
+    other: dict[str, Any] = {
+        "image": "other",
+        "script": "false",
+        "userId": "ben",
+        "timeoutSeconds": 61,
+        "maxRetries": 2,
+    }
+    other |= {"resources": {"cpu": "21m"}, "pod": {"labels": {"a": "c"}}}
+    assert other.keys() == shared.get("ctask", name)["spec"].keys()
+    for field, value in other.items():
+        patch = json.dumps({"spec": {field: value}})
+        done = shared.kube.tried("-n", shared.name, "patch", "ctask", name, "--type=merge", "-p", patch)
+        assert f"{field} cannot change; make another Task" in done.stderr
+    shared.cancel(name)
+
+
+@pytest.mark.parametrize(
+    "amounts", [{"cpu": "0"}, {"cpu": "1e1000"}, {"memory": "1E"}, {"memory": "-1"}, {"storage": "x"}]
+)
+def test_an_amount_that_makes_no_sense_is_refused(shared: Place, amounts: dict[str, str]) -> None:
+    resources = {"cpu": "1", "memory": "1Gi"} | amounts
+    given = task("odd", {"image": SHELL, "resources": resources})
+    done = shared.kube.tried("-n", shared.name, "create", "-f", "-", given=given)
+    assert done.returncode != 0
+    assert f"spec.resources.{next(iter(amounts))}" in done.stderr
 
 
 def test_what_happened_while_no_operator_ran_is_made_good(place: Place) -> None:

@@ -18,7 +18,7 @@ LONGEST_LOG = 2 * 1024 * 1024  # bytes read of one attempt
 LARGEST_KEPT = 700 * 1024  # bytes compressed: an object of Kubernetes holds a mebibyte, in base64
 FOLLOW_SECONDS = 3900.0  # a grace of an hour, and then some
 
-MOST_FOLLOWED = 64  # at once; the others wait their turn, and may find their log dropped by then
+MOST_FOLLOWED = 64  # at once; of others what the kubelet has not dropped yet is read after their end
 END_SECONDS = 10.0  # how long after a Pod's end what follows its log may take to end, too
 BROKEN = b"\n[cloudai: the log broke off here]\n"
 
@@ -37,11 +37,12 @@ class Archive:
         self._api = api
         self._namespace = namespace
         self._followed: dict[str, asyncio.Task[_Read]] = {}
-        self._room = asyncio.Semaphore(MOST_FOLLOWED)
 
     def follow(self, run: Run) -> None:
         """The Pod is about to be ended: read its log to the end from now on, since the kubelet drops it soon after."""
-        if run.started_at is not None and run.run_id not in self._followed:
+        if run.started_at is None or run.run_id in self._followed:
+            return
+        if sum(not following.done() for following in self._followed.values()) < MOST_FOLLOWED:
             self._followed[run.run_id] = asyncio.ensure_future(self._read_on(run.run_id))
 
     async def keep(self, run: Run, task: Json) -> None:
@@ -81,7 +82,7 @@ class Archive:
         return following.result()
 
     async def _read_on(self, run_id: str) -> _Read:
-        async with self._room, asyncio.timeout(FOLLOW_SECONDS):
+        async with asyncio.timeout(FOLLOW_SECONDS):
             return await self._read(run_id, follow="true")
 
     async def _read(self, run_id: str, **query: str) -> _Read:

@@ -60,6 +60,7 @@ def test_leaders_killed_at_random_instants_run_every_task_once(place: Place) -> 
             operators[-1].until_it_says("This operator leads")
         making.join()
         place.kubectl("wait", "--for=condition=Succeeded", "ctask", "--all", "--timeout=120s")
+        pods.until(TASKS)  # the watch may be told later than the wait was
     finally:
         for operator in operators:
             operator.stop()

@@ -75,7 +75,21 @@ def settings() -> kopf.OperatorSettings:
     chosen.queueing.idle_timeout = IDLE_SECONDS
     chosen.watching.chunk_size = PAGE
     chosen.networking.request_timeout = 30
+    chosen.persistence.diffbase_storage = _NothingKept()
     return chosen
+
+
+class _NothingKept(kopf.DiffBaseStorage):
+    """Where kopf would keep what it handled last: nobody asks, and taking it down costs as much as all else it does."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
 
 
 async def connection(api: Api) -> kopf.ConnectionInfo:

@@ -13,6 +13,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
+from urllib.request import getproxies
 
 import aiohttp
 import orjson
@@ -200,6 +201,8 @@ async def connect(settings: Settings) -> Api:
         raise NoCluster(f"no Kubernetes cluster: {words}; name a kubeconfig with --kubeconfig or KUBECONFIG") from None
     configuration.connection_pool_maxsize = CONNECTIONS
     configuration.retries = None
+    # aiohttp would read the environment and ~/.netrc anew for every request.
+    configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
     return Api(ApiClient(configuration), ApiClient(configuration))
 
 

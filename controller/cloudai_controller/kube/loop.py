@@ -45,7 +45,10 @@ from cloudai_controller.kube.workqueue import WorkQueue
 
 WORKERS = 32
 TIDIERS = 4
-SETTLE_MS = 400  # a task that has not ended is written when it has stayed as it is for so long
+# A task that has not ended is written when it has stayed as it is for so long (ms): with many under way longer, so that at
+# most some 50 such writes a second take what the ends of tasks need.
+SETTLE_MS, LONGEST_SETTLE_MS, SETTLE_EACH_MS = 400, 5000, 20
+TIDY_PATIENCE_MS = 60_000  # an end may wait so long to be tidied up after, while others wait to be told of
 REPAIR_SECONDS = 300.0
 DEAF_SECONDS = 30.0  # how much later than a list an event may come
 LIVE_TASKS = ",".join(f"status.phase!={PHASES[status]}" for status in TaskStatus if status.terminal)
@@ -241,7 +244,8 @@ class Operator:
         if lasting or not _differs(task, decision.task):
             self._moved_at.pop(name, None)
             return None
-        due = self._moved_at.setdefault(name, now) + SETTLE_MS
+        settle = min(LONGEST_SETTLE_MS, max(SETTLE_MS, SETTLE_EACH_MS * len(self._moved_at)))
+        due = self._moved_at.setdefault(name, now) + settle
         if now < due:
             return (due - now) / 1000
         del self._moved_at[name]
@@ -366,6 +370,9 @@ class Operator:
         pod, seen = self._memory.pods_of(name).get(pod_name), self._memory.tasks.get(name)
         if pod is None or not pod.held or not pod.run.phase.terminal:
             return None
+        waits = len(self._queue) > WORKERS and not pod.deleting
+        if waits and _now() - (pod.run.finished_at or pod.run.created_at) < TIDY_PATIENCE_MS:
+            return 0.5
         if seen is not None and seen.uid == pod.owner:
             owner = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "Task", "name": name, "uid": seen.uid}
             try:

@@ -370,7 +370,7 @@ class Operator:
         pod, seen = self._memory.pods_of(name).get(pod_name), self._memory.tasks.get(name)
         if pod is None or not pod.held or not pod.run.phase.terminal:
             return None
-        waits = len(self._queue) > WORKERS and not pod.deleting
+        waits = len(self._queue) + len(self._moved_at) > WORKERS and not pod.deleting
         if waits and _now() - (pod.run.finished_at or pod.run.created_at) < TIDY_PATIENCE_MS:
             return 0.5
         if seen is not None and seen.uid == pod.owner:

@@ -50,6 +50,7 @@ class Faulty:
             try:
                 yield path
             finally:
+                await self._session.close()  # first, so that what is still passed on is cut off and not waited for
                 await runner.cleanup()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
@@ -89,7 +90,7 @@ class Faulty:
             out = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
             await out.prepare(request)
             passed = 0
-            with contextlib.suppress(ConnectionResetError):
+            with contextlib.suppress(ConnectionResetError, aiohttp.ClientError):
                 async for piece in answer.content.iter_any():
                     passed += 1
                     if fault == "expired":

@@ -73,7 +73,7 @@ def test_a_release_from_install_to_uninstall(released: Kube) -> None:
     )
     assert "kubectl -n cloudai-system port-forward" in notes
     place = Place(released, TASKS)
-    with httpx.Client(base_url=service(released), timeout=60) as api:
+    with through_the_service(released) as api:
         done = submit(api, "echo through the service")
         assert until(api, done, "completed")["exit_code"] == 0
         assert api.get(f"/api/tasks/{done}/logs").text == "through the service\n"
@@ -84,7 +84,7 @@ def test_a_release_from_install_to_uninstall(released: Kube) -> None:
             until(api, task_id, "running")
         before = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in place.pods()}
         helm(released, "upgrade", RELEASE, chart, "--wait", "--timeout=240s", *values(tasks__imageGraceSeconds="61"))
-    with httpx.Client(base_url=service(released), timeout=60) as api:
+    with through_the_service(released) as api:
         for number, task_id in enumerate(running):
             task = until(api, task_id, "completed")
             assert task["attempt"] == 1
@@ -101,11 +101,16 @@ def test_a_release_from_install_to_uninstall(released: Kube) -> None:
         assert place.until(left, "Failed")["status"]["exitCode"] == 9
 
 
-def service(kube: Kube) -> str:
-    """Where the Service is reached from outside: a port of the node, passed on by kube-proxy."""
+def through_the_service(kube: Kube) -> httpx.Client:
+    """A client of the Service as it is reached from outside: a port of the node, passed on by kube-proxy.
+
+    kube-proxy takes its time to hear which Pods are ready; until then the port refuses connections.
+    """
     found = kube.json("-n", NAMESPACE, "service", f"{RELEASE}-api")
     assert kube.own is not None
-    return f"http://{kube.own.address}:{found['spec']['ports'][0]['nodePort']}"
+    port = found["spec"]["ports"][0]["nodePort"]
+    transport = httpx.HTTPTransport(retries=8)
+    return httpx.Client(base_url=f"http://{kube.own.address}:{port}", timeout=60, transport=transport)
 
 
 def submit(api: httpx.Client, command: str) -> str:

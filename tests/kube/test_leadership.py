@@ -70,34 +70,47 @@ def test_leaders_killed_at_random_instants_run_every_task_once(place: Place) -> 
 
 
 class Watched:
-    """Every Pod of a namespace that ever was: its name and uid."""
+    """Every Pod of a namespace that ever was: its name and uid.
+
+    The API server ends a watch that lags behind, which kubectl does not take up again.
+    """
 
     def __init__(self, place: Place) -> None:
         columns = "custom-columns=NAME:.metadata.name,UID:.metadata.uid"
         kubectl = [str(place.kube.programs["kubectl"]), f"--kubeconfig={place.kube.kubeconfig}", "-n", place.name]
-        command = [*kubectl, "get", "pods", "--watch", "--no-headers", "-o", columns]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._command = [*kubectl, "get", "pods", "--watch", "--no-headers", "-o", columns]
         self.seen: set[tuple[str, str]] = set()
         self._more = threading.Condition()
+        self._stopped = False
+        self._process = self._started()
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
+    def _started(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            name, uid = line.split()
+        while True:
+            with self._process as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    name, uid = line.split()
+                    with self._more:
+                        self.seen.add((name, uid))
+                        self._more.notify_all()
             with self._more:
-                self.seen.add((name, uid))
-                self._more.notify_all()
+                if self._stopped:
+                    return
+                self._process = self._started()
 
     def until(self, count: int) -> None:
         with self._more:
-            assert self._more.wait_for(lambda: len(self.seen) >= min(count, TASKS), timeout=90)
+            there = self._more.wait_for(lambda: len(self.seen) >= min(count, TASKS), timeout=90)
+            assert there, f"{len(self.seen)} Pods were made, not {count}"
 
     def stop(self) -> set[tuple[str, str]]:
-        self.process.terminate()
-        self.process.wait()
+        with self._more:
+            self._stopped = True
+            self._process.terminate()
         self._thread.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
         return self.seen

@@ -100,9 +100,10 @@ class KubernetesStore:
     async def close(self) -> None:
         for work in self._works:
             work.cancel()
+        # Cuts off what is under way; a request that is only cancelled says TLS's farewell, which outlives the event loop.
+        await self._api.close()
         await asyncio.gather(*self._works, return_exceptions=True)
         await self._logs.close()
-        await self._api.close()
 
     # -- tasks
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import cluster as clusters
+from tests.cluster.__main__ import DIRECTORY as RUNNING
 from tests.cluster.binaries import Missing, programs
 from tests.cluster.images import load_busybox
 from tests.engines import missing
@@ -69,26 +70,33 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
-    """The cluster that CLOUDAI_TEST_KUBECONFIG names, else one of the tests' own."""
+    """The cluster that CLOUDAI_TEST_KUBECONFIG names, else the one of `make cluster`, else one of the tests' own."""
     named = os.environ.get("CLOUDAI_TEST_KUBECONFIG")
-    if named:
-        found = {name: Path(path) for name in ("kubectl", "helm") if (path := shutil.which(name))}
-        cluster = Kube(Path(named), found)
-        cluster.prepare()
-        yield cluster
-        return
     try:
+        if named:
+            kubectl = shutil.which("kubectl")
+            if kubectl is None:
+                missing("kubectl", "install it, or unset CLOUDAI_TEST_KUBECONFIG")
+            yield _prepared(Kube(Path(named), {**programs("helm"), "kubectl": Path(kubectl)}))
+            return
         built = programs()
+        running = clusters.saved(RUNNING)
+        if running is not None and running.ready:
+            yield _prepared(Kube(running.kubeconfig, built, running))
+            return
         own = clusters.start(tmp_path_factory.mktemp("cluster") / "files", built)
     except Missing as lacking:
         missing("A Kubernetes", str(lacking))
     try:
         load_busybox(own)
-        cluster = Kube(own.kubeconfig, built, own)
-        cluster.prepare()
-        yield cluster
+        yield _prepared(Kube(own.kubeconfig, built, own))
     finally:
         own.stop()
+
+
+def _prepared(cluster: Kube) -> Kube:
+    cluster.prepare()
+    return cluster
 
 
 @pytest.fixture(scope="module")

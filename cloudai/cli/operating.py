@@ -26,8 +26,9 @@ from cloudai.settings import Settings
 from cloudai.store.kube.api import Api, NoCluster, connect
 from cloudai_controller import metrics
 from cloudai_controller.handlers import feed
+from cloudai_controller.kube.facts import REPAIR_SECONDS, Facts, Over
 from cloudai_controller.kube.lease import Leader
-from cloudai_controller.kube.loop import REPAIR_SECONDS, Operator, Over
+from cloudai_controller.kube.loop import Operator
 
 SILENT_SECONDS = 3 * REPAIR_SECONDS  # without any word of the API server, after which a restart is asked for
 
@@ -57,27 +58,26 @@ async def _operate(api: Api, settings: Settings, listener: socket.socket, stop: 
     leader = Leader(api, settings.namespace, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     operator = Operator(api, settings, leader)
     metrics.LEADING.set_function(leader.leads)
-    async with _probes(operator, leader, listener):
+    async with _probes(operator.facts, leader, listener):
         click.echo(f"The operator follows tasks of namespace {settings.namespace}")
         if not await _unless(stop, leader.acquire()):
             return
         click.echo("This operator leads")
-        works = [leader.keep(), operator.run(), feed(operator, api, settings.namespace)]
-        keeping, *acting = [asyncio.ensure_future(work) for work in works]
+        keeping = asyncio.ensure_future(leader.keep())
+        operating = asyncio.ensure_future(operator.run(lambda facts: feed(facts, api, settings.namespace)))
         stopping = asyncio.ensure_future(stop.wait())
+        works = (keeping, operating, stopping)
         try:
-            await asyncio.wait([keeping, stopping, *acting], return_when=asyncio.FIRST_COMPLETED)
-            for work in (keeping, *acting):
-                if work.done():
-                    _told(work)
+            await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+            if operating.done():
+                _told(operating)
             if keeping.done():
+                keeping.result()
                 raise Over("the lease was lost")  # another operator may lead by now
-            if not stopping.done():
-                raise Over("kopf has ended")
         finally:
-            for ending in (keeping, stopping, *acting):
-                ending.cancel()
-            await asyncio.gather(keeping, stopping, *acting, return_exceptions=True)
+            for work in works:
+                work.cancel()
+            await asyncio.gather(*works, return_exceptions=True)
             await leader.release()
 
 
@@ -99,15 +99,17 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     working.cancel()
     stopping.cancel()
     await asyncio.gather(working, stopping, return_exceptions=True)
+    if done:
+        working.result()
     return done
 
 
 @contextlib.asynccontextmanager
-async def _probes(operator: Operator, leader: Leader, listener: socket.socket) -> AsyncIterator[None]:
+async def _probes(facts: Facts, leader: Leader, listener: socket.socket) -> AsyncIterator[None]:
     """`/healthz`, `/readyz` and `/metrics`. A standby is ready: it is there to take over."""
 
     async def healthz(_: Request) -> Response:
-        silent = time.monotonic() - operator.heard_at
+        silent = time.monotonic() - facts.heard_at
         if leader.leads() and silent > SILENT_SECONDS:
             return PlainTextResponse(f"no word of the API server for {silent:.0f} s\n", 503)
         return PlainTextResponse("ok\n")

@@ -12,23 +12,26 @@ import threading
 from typing import Any
 
 import kopf
+from kopf._core.reactor import inventory
 
 from cloudai.store.kube.api import PAGE, Api
 from cloudai.store.kube.task_resource import GROUP, PLURAL, TASK_LABEL, VERSION
-from cloudai_controller.kube.loop import Operator
+from cloudai_controller.kube.facts import Facts
 
 KEY_WORKERS = 100  # of kopf: they only pass keys on
-IDLE_SECONDS = 0.2  # after which kopf forgets an object's worker; its throughput is at most workers / idle
+# After which kopf forgets an object's worker: it takes in at most workers / idle objects a second, and what is new waits
+# behind the first list.
+IDLE_SECONDS = 0.02
 
 
-async def feed(operator: Operator, api: Api, namespace: str) -> None:
-    """Tell `operator` of events until cancelled. Raises what ends kopf.
+async def feed(facts: Facts, api: Api, namespace: str) -> None:
+    """Tell `facts` of events until cancelled. Raises what ends kopf.
 
     kopf has a thread and an event loop of its own: it takes over the signals of the main one, and when it ends it waits
     for every task of its loop.
     """
     loop, stop = asyncio.get_running_loop(), threading.Event()
-    running = loop.run_in_executor(None, lambda: asyncio.run(_follow(operator, api, namespace, loop, stop)))
+    running = loop.run_in_executor(None, lambda: asyncio.run(_follow(facts, api, namespace, loop, stop)))
     try:
         await asyncio.shield(running)
     finally:
@@ -37,7 +40,7 @@ async def feed(operator: Operator, api: Api, namespace: str) -> None:
 
 
 async def _follow(
-    operator: Operator, api: Api, namespace: str, loop: asyncio.AbstractEventLoop, stop: threading.Event
+    facts: Facts, api: Api, namespace: str, loop: asyncio.AbstractEventLoop, stop: threading.Event
 ) -> None:
     registry = kopf.OperatorRegistry()
 
@@ -47,17 +50,18 @@ async def _follow(
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def task(event: Any, **_: Any) -> None:
-        loop.call_soon_threadsafe(operator.task_told, event["type"], dict(event["object"]))
+        loop.call_soon_threadsafe(facts.task_told, event["type"], dict(event["object"]))
 
     @kopf.on.event("", "v1", "pods", labels={TASK_LABEL: kopf.PRESENT}, registry=registry)
     async def pod(event: Any, **_: Any) -> None:
-        loop.call_soon_threadsafe(operator.pod_told, event["type"], dict(event["object"]))
+        loop.call_soon_threadsafe(facts.pod_told, event["type"], dict(event["object"]))
 
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # that it has no signals is as it shall be
     await kopf.operator(
         registry=registry,
         settings=settings(),
+        memories=_NothingRemembered(),
         identity="cloudai",  # type: ignore[arg-type]  # kopf would ask for the name of a user, which an image need not have
         namespaces=[namespace],
         standalone=True,
@@ -90,6 +94,13 @@ class _NothingKept(kopf.DiffBaseStorage):
 
     def store(self, **_: Any) -> None:
         return None
+
+
+class _NothingRemembered(inventory.ResourceMemories):
+    """What kopf would remember of each object, as long as that is there, for handlers that none of ours is."""
+
+    async def recall(self, raw_body: kopf.RawBody, **options: Any) -> inventory.ResourceMemory:
+        return await super().recall(raw_body, **options | {"ephemeral": True})
 
 
 async def connection(api: Api) -> kopf.ConnectionInfo:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from tests.cluster.binaries import Missing, cache, programs
-from tests.cluster.cluster import saved, start
+from tests.cluster.cluster import Cluster, saved, start
+from tests.cluster.images import load_busybox
 
 DIRECTORY = cache() / "running"
 
@@ -17,9 +18,15 @@ def main(command: str) -> None:
             running.stop()
         print("cluster: none is running" if running is None else "cluster: ended")
         return
-    cluster = running or start(DIRECTORY, programs(), dies_with_us=False)
+    cluster = running if running is not None and running.ready else _started()
     print(f"cluster: running; end it with `make cluster-down`\n\n  export KUBECONFIG={cluster.kubeconfig}")
     print(f"  export PATH={programs()['kubectl'].parent}:{programs()['helm'].parent}:$PATH")
+
+
+def _started() -> Cluster:
+    cluster = start(DIRECTORY, programs(), dies_with_us=False)
+    load_busybox(cluster)
+    return cluster
 
 
 if __name__ == "__main__":

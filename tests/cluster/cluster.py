@@ -17,7 +17,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.cluster.binaries import Missing
@@ -39,6 +39,8 @@ class Cluster:
     directory: Path
     number: int
     first: int  # the process that all others end with
+    born: str  # when that process started: another one may have its number later
+    ready: bool = False
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)  # by this process, to be waited for
 
     @property
@@ -59,13 +61,13 @@ class Cluster:
         return f"https://{self.address}:{API_PORT}"
 
     def save(self) -> None:
-        (self.directory / "cluster.json").write_text(json.dumps({"number": self.number, "first": self.first}))
+        state = {"number": self.number, "first": self.first, "born": self.born, "ready": self.ready}
+        (self.directory / "cluster.json").write_text(json.dumps(state))
 
     def alive(self) -> bool:
-        try:
-            return b"tini" in Path(f"/proc/{self.first}/cmdline").read_bytes()
-        except OSError:
-            return False
+        with contextlib.suppress(OSError):
+            return _born(self.first) == self.born
+        return False
 
     def inside(self, *command: str) -> list[str]:
         """`command`, as a process of the cluster's namespaces."""
@@ -73,22 +75,21 @@ class Cluster:
 
     def stop(self) -> None:
         """End every process of the cluster and take down what it left in the machine."""
-        with contextlib.suppress(ProcessLookupError):
+        if self.alive():
             os.kill(self.first, signal.SIGKILL)
         for process in self.started:
             process.wait()
-        _until("the cluster is gone", lambda: not Path(f"/proc/{self.first}").exists())
+        _until("the cluster is gone", lambda: not self.alive())
         _remove_cgroups(f"cloudai-{self.number}")
         (self.directory / "cluster.json").unlink(missing_ok=True)
 
 
 def saved(directory: Path) -> Cluster | None:
-    """The cluster that runs in `directory`."""
+    """The cluster that runs in `directory`, or that was left there half started."""
     try:
-        state = json.loads((directory / "cluster.json").read_text())
-    except FileNotFoundError:
+        cluster = Cluster(directory, **json.loads((directory / "cluster.json").read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
-    cluster = Cluster(directory, state["number"], state["first"])
     return cluster if cluster.alive() else None
 
 
@@ -98,9 +99,13 @@ def start(directory: Path, programs: Mapping[str, Path], played: int = 3, *, die
     Raises Missing where this machine lacks something.
     """
     _look_for_tools()
+    before = saved(directory)
+    if before is not None:
+        before.stop()
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     cluster = _namespaces(directory, dies_with_us)
+    cluster.save()
     try:
         _prepare(cluster)
         _control_plane(cluster, programs)
@@ -111,6 +116,7 @@ def start(directory: Path, programs: Mapping[str, Path], played: int = 3, *, die
     except BaseException:
         cluster.stop()
         raise
+    cluster = replace(cluster, ready=True)
     cluster.save()
     return cluster
 
@@ -166,12 +172,17 @@ def _namespaces(directory: Path, dies_with_us: bool) -> Cluster:
     if dies_with_us:
         command = ["setpriv", "--pdeathsig", "KILL", *command]
     with (directory / "first.log").open("wb") as out:
-        outer = subprocess.Popen(command, start_new_session=True, stderr=out)
+        outer = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
     _until("the namespaces are made", lambda: bool(children.read_text().split()))
     first = int(children.read_text().split()[0])
     _until("the first process runs", lambda: b"tini" in Path(f"/proc/{first}/cmdline").read_bytes())
-    return Cluster(directory, _free_number(), first, [outer])
+    return Cluster(directory, _free_number(), first, _born(first), started=[outer])
+
+
+def _born(process: int) -> str:
+    """In clock ticks since the machine's start: https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html"""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def _free_number() -> int:

@@ -13,8 +13,7 @@ from tests.cluster.binaries import Missing
 from tests.cluster.cluster import Cluster
 
 PAUSE = "cloudai.test/pause:1"  # keeps a pod's namespaces; named in containerd's configuration
-SHELL = "cloudai.test/busybox:1"
-PUBLIC = "docker.io/library/busybox:1.36"  # what the samples name
+SHELL = "docker.io/library/busybox:1.36"  # what the samples name, too; another cluster fetches it
 
 
 def load_busybox(cluster: Cluster) -> None:
@@ -23,8 +22,7 @@ def load_busybox(cluster: Cluster) -> None:
         raise Missing("a static busybox: apt-get install busybox-static")
     root = root_of_busybox()
     load(cluster, _archive(PAUSE, root, ["sleep", "2147483647"]))
-    for name in (SHELL, PUBLIC):
-        load(cluster, _archive(name, root, ["sh"]))
+    load(cluster, _archive(SHELL, root, ["sh"]))
 
 
 def load(cluster: Cluster, archive: bytes) -> None:

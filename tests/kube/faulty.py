@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import itertools
 import json
 import random
 import ssl
@@ -14,21 +16,32 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
+# What goes wrong with a watch, with another request that reads, and with one that writes; all of it within few requests.
+KINDS = {
+    "watch": ("gone", "expired", "dropped", "slow", "busy", "broken"),
+    "read": ("slow", "busy", "broken", "unanswered"),
+    "write": ("slow", "busy", "broken", "unanswered", "conflict"),
+}
 EXPIRED = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}}
 
 
 class Faulty:
-    """In front of the cluster of `kubeconfig`; `badness` of the requests (0 to 1) go wrong, chosen by `seed`."""
+    """In front of the cluster of a `kubeconfig` with a token; `badness` of the requests (0 to 1) go wrong, in every way in
+    turn, and so do the first watches. Without badness all is well.
+    """
 
-    def __init__(self, kubeconfig: Path, seed: int, badness: float) -> None:
+    def __init__(self, kubeconfig: Path, badness: float = 0.0) -> None:
         config = json.loads(kubeconfig.read_text())
         cluster = config["clusters"][0]["cluster"]
         self._server = cluster["server"]
-        self._tls = ssl.create_default_context(cafile=cluster["certificate-authority"])
+        authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
+        self._tls = ssl.create_default_context(cadata=authority)
         self._headers = {"Authorization": f"Bearer {config['users'][0]['user']['token']}"}
-        self._random = random.Random(seed)
+        self._random = random.Random()
         self._badness = badness
-        self.faults: Counter[str] = Counter()
+        self._next = {what: itertools.cycle(kinds) for what, kinds in KINDS.items()}
+        self.faults: Counter[tuple[str, str]] = Counter()
+        self.absent: str | None = None  # the end of paths that are not there
 
     @contextlib.asynccontextmanager
     async def serving(self, directory: Path) -> AsyncIterator[Path]:
@@ -54,30 +67,39 @@ class Faulty:
                 await runner.cleanup()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        watching = "watch" in request.query
-        fault = self._fault(watching)
+        if self.absent is not None and request.path.endswith(self.absent):
+            return _refusal(404, "NotFound")
+        fault = self._fault(request)
         match fault:
             case "slow":
                 await asyncio.sleep(0.5)
             case "busy":
-                return web.json_response(
-                    {"kind": "Status", "reason": "TooManyRequests"}, status=429, headers={"Retry-After": "1"}
-                )
+                return _refusal(429, "TooManyRequests", {"Retry-After": "1"})
             case "broken":
                 return web.Response(status=500, text="<html>oops</html>")
             case "gone":
-                return web.json_response({"kind": "Status", "reason": "Expired", "code": 410}, status=410)
-        return await self._pass(request, watching, fault)
+                return _refusal(410, "Expired")
+            case "conflict":
+                return _refusal(409, "Conflict")
+        return await self._pass(request, fault)
 
-    def _fault(self, watching: bool) -> str:
-        if self._random.random() >= self._badness:
+    def _fault(self, request: web.Request) -> str:
+        """How this request goes wrong, if it does. Nothing is in conflict with an object that is only just made."""
+        what = "watch" if "watch" in request.query else "read" if request.method in ("GET", "HEAD") else "write"
+        if not self._badness:
             return ""
-        kinds = ["slow", "busy", "broken"] + (["gone", "expired", "dropped"] * 2 if watching else ["unanswered"])
-        fault = self._random.choice(kinds)
-        self.faults[fault] += 1
+        untried = what == "watch" and len(self.faults.keys() & {(what, kind) for kind in KINDS[what]}) < len(
+            KINDS[what]
+        )
+        if not untried and self._random.random() >= self._badness:
+            return ""
+        fault = next(self._next[what])
+        if fault == "conflict" and request.method == "POST":
+            return ""
+        self.faults[what, fault] += 1
         return fault
 
-    async def _pass(self, request: web.Request, watching: bool, fault: str) -> web.StreamResponse:
+    async def _pass(self, request: web.Request, fault: str) -> web.StreamResponse:
         headers = self._headers | {"Content-Type": request.headers.get("Content-Type", "application/json")}
         url = self._server + request.path_qs
         body = await request.read()
@@ -102,3 +124,8 @@ class Faulty:
                         break
                     await out.write(piece)
             return out
+
+
+def _refusal(status: int, reason: str, headers: dict[str, str] | None = None) -> web.Response:
+    document = {"kind": "Status", "reason": reason, "code": status, "message": f"{reason}, for the sake of it"}
+    return web.json_response(document, status=status, headers=headers)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import NODE, Cluster
 from tests.cluster.images import SHELL, load
+from tests.engines import missing
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 90  # seconds; whatever takes longer counts as never
+TRIES = 500  # of a question that costs a run of kubectl
 Json = dict[str, Any]
 _numbers = itertools.count(1)
 
@@ -30,6 +34,17 @@ class Kube:
     kubeconfig: Path
     programs: Mapping[str, Path]
     own: Cluster | None = None  # where the tests have made it themselves
+
+    @functools.cached_property
+    def node(self) -> str:
+        """The node that takes pods which tolerate nothing."""
+        if self.own is not None:
+            return NODE
+        nodes = self.json("nodes")["items"]
+        free = [one["metadata"]["name"] for one in nodes if not one["spec"].get("taints")]
+        if len(free) != 1:
+            missing("A cluster with one node that takes pods", f"taint the others; this one has {free}")
+        return str(free[0])
 
     def load(self, archive: bytes) -> None:
         """Give the real node an image, as `docker save` writes it."""
@@ -136,6 +151,49 @@ class Place:
         path.write_text(json.dumps(config))
         return path
 
+    @contextlib.contextmanager
+    def almighty(self, directory: Path) -> Iterator[Path]:
+        """A kubeconfig with a token and all rights."""
+        name = f"{self.name}-almighty"
+        self.kubectl("create", "serviceaccount", name)
+        account = f"--serviceaccount={self.name}:{name}"
+        self.kubectl("create", "clusterrolebinding", name, "--clusterrole=cluster-admin", account)
+        try:
+            yield self.kubeconfig_of(name, directory)
+        finally:
+            self.kubectl("delete", "clusterrolebinding", name)
+
+    @contextlib.contextmanager
+    def policy(self, allowed: str, words: str, refused: Json) -> Iterator[None]:
+        """The cluster admits only Pods of this namespace that are `allowed`, an expression in CEL; `refused` is the spec of
+        one that is not.
+        """
+        rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+        here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.name}}}
+        head = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": self.name}}
+        policy = {
+            "matchConstraints": {"resourceRules": [rule]},
+            "validations": [{"expression": allowed, "message": words}],
+        }
+        binding = {"policyName": self.name, "validationActions": ["Deny"], "matchResources": here}
+        objects = [
+            head | {"kind": "ValidatingAdmissionPolicy", "spec": policy},
+            head | {"kind": "ValidatingAdmissionPolicyBinding", "spec": binding},
+        ]
+        given = {"apiVersion": "v1", "kind": "List", "items": objects}
+        self.kube.kubectl("create", "-f", "-", given=given)
+        try:
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "refused"}, "spec": refused}
+            dry = ("-n", self.name, "create", "--dry-run=server", "-f", "-")
+            for _ in range(TRIES):  # nothing tells when the API server has taken it in
+                if words in self.kube.tried(*dry, given=pod).stderr:
+                    break
+            else:
+                raise AssertionError(f"a Pod is admitted that is not {allowed}")
+            yield
+        finally:
+            self.kube.kubectl("delete", "-f", "-", given=given)
+
     def clear(self) -> None:
         """Delete the namespace with what is in it; Pods are let go where no operator does."""
         self.kubectl("delete", "ctask", "--all", "--wait=false")
@@ -155,10 +213,10 @@ class Place:
             operating.stop()
 
     def start_operator(self, **settings: str) -> Operating:
-        chosen = {"stop_grace_seconds": "2", "image_grace_seconds": "3", "namespace": self.name}
+        chosen = {"port": "0", "stop_grace_seconds": "2", "image_grace_seconds": "3", "namespace": self.name}
         chosen |= {"kubeconfig": str(self.kube.kubeconfig)} | settings
         environment = {f"CLOUDAI_{name.upper()}": value for name, value in chosen.items()}
-        command = [sys.executable, "-m", "cloudai", "operator", "--port", "0"]
+        command = [sys.executable, "-m", "cloudai", "operator"]
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -170,33 +228,46 @@ class Place:
         return Operating(process)
 
 
-@dataclass
 class Operating:
-    process: subprocess.Popen[str]
+    """An operator's process. What it says is read as it comes: a full pipe would stop it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._said: list[str] = []
+        self._more = threading.Condition()
+        self._reading = threading.Thread(target=self._read)
+        self._reading.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                self._say(line)
+        self._say("")
+
+    def _say(self, line: str) -> None:
+        with self._more:
+            self._said.append(line)
+            self._more.notify_all()
 
     def until_it_says(self, words: str) -> None:
-        assert self.process.stdout is not None
-        told = []
-        for line in self.process.stdout:
-            told.append(line)
-            if words in line:
-                return
-        raise AssertionError(f"the operator ended: {''.join(told)}")
+        with self._more:
+            there = self._more.wait_for(lambda: any(words in line or not line for line in self._said), PATIENCE)
+            assert there, f"in {PATIENCE} s only: {''.join(self._said)}"
+            assert any(words in line for line in self._said), f"the operator ended: {''.join(self._said)}"
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> None:
+        """Ask it to end, wait for that, and look whether something went wrong that it did not expect."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        assert self.process.stdout is not None
-        if self.process.stdout.closed:
-            return
-        words = self.process.stdout.read()
-        self.process.stdout.close()
         self.process.wait(PATIENCE)
-        assert "Traceback" not in words, words
+        self._reading.join()
+        said = "".join(self._said)
+        assert "Traceback" not in said, said
 
 
 def task(name: str, spec: Json) -> Json:

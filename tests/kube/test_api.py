@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import ClientConnection
 
 from cloudai.settings import Settings
 from tests.api.conftest import OBEDIENT, Facade, error_of, facing
-from tests.kube.faulty import Faulty
+from tests.api.test_telemetry import listening, told
+from tests.kube.faulty import KINDS, Faulty
 from tests.kube.kube import Place
 from tests.store.worlds import on_kubernetes
 
@@ -43,13 +45,40 @@ async def test_tasks_applied_by_hand_are_tasks_like_any_other(facade: Facade, sh
 
 @pytest.mark.timeout(300)
 async def test_a_bad_api_server_costs_time_only(place: Place, tmp_path: Path) -> None:
-    faulty = Faulty(place.kube.kubeconfig, seed=7, badness=0.2)
-    async with faulty.serving(tmp_path) as kubeconfig:
-        through = replace(place, kube=replace(place.kube, kubeconfig=kubeconfig))
-        async with on_kubernetes(through, operated=False) as world, facing(world, SETTINGS) as facade:
-            await world.begin()
-            commands = [f"exit {number % 2}" for number in range(20)]
-            names = [await facade.submit(**OBEDIENT | {"command": command}) for command in commands]
-            ended = [await facade.until(name, lambda task: task["status"] in ("completed", "failed")) for name in names]
+    with place.almighty(tmp_path) as almighty:
+        faulty = Faulty(almighty, badness=0.2)
+        async with faulty.serving(tmp_path) as kubeconfig:
+            through = replace(place, kube=replace(place.kube, kubeconfig=kubeconfig))
+            async with on_kubernetes(through, operated=False) as world, facing(world, SETTINGS) as facade:
+                await world.begin()
+                async with listening(facade) as socket:
+                    await everything_works(facade, socket)
+    wrong = {(what, kind) for what, kinds in KINDS.items() for kind in kinds}
+    assert faulty.faults.keys() == wrong
+
+
+async def everything_works(facade: Facade, socket: ClientConnection) -> None:
+    commands = [f"exit {number % 2}" for number in range(20)]
+    names = [await facade.submit(**OBEDIENT | {"command": command}) for command in commands]
+    ended = [await facade.until(name, lambda task: task["status"] in ("completed", "failed")) for name in names]
     assert [(task["exit_code"], task["attempt"]) for task in ended] == [(number % 2, 1) for number in range(20)]
-    assert len(faulty.faults) >= 5, faulty.faults
+    assert (await facade.http.get("/api/tasks?status=completed")).json()["total"] == 10
+    worker_id = facade.world.worker_id
+    workers = (await facade.http.get("/api/workers")).json()["workers"]
+    assert worker_id in {worker["worker_id"] for worker in workers}
+
+    key = {"Idempotency-Key": "once"}
+    lasting = OBEDIENT | {"command": "echo words; exec sleep 1000"}
+    answers = [await facade.http.post("/api/tasks", json=lasting, headers=key) for _ in range(3)]
+    (running,) = {answer.json()["task_id"] for answer in answers}
+    await told(socket, "task_started", task_id=running)
+    logs = f"/api/tasks/{running}/logs"
+    async with facade.http.stream("GET", f"{logs}?follow=true") as answer:
+        lines = answer.aiter_lines()
+        assert await anext(lines) == "words"
+        cancelled = await facade.http.post(f"/api/tasks/{running}/cancel")
+        assert cancelled.status_code == 200
+        assert [line async for line in lines] == []
+    assert (await facade.until(running, lambda task: task["status"] == "cancelled"))["attempt"] == 1
+    await told(socket, "task_completed", task_id=running, status="cancelled")
+    assert (await facade.http.get(logs)).text == "words\n"

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from cloudai.store.kube.task_resource import task_of
+from cloudai_controller.kube.pod import PodTerms, pod_of
 from tests.cluster.images import SHELL
 from tests.kube.kube import Kube, Place, conditions, task
 
@@ -26,7 +28,8 @@ def test_a_task_runs_once_and_is_told_of(shared: Place) -> None:
     shared.kubectl("wait", "--for=condition=Succeeded", f"ctask/{name}", "--timeout=60s")
     found = shared.get("ctask", name)
     status = found["status"]
-    assert (status["phase"], status["exitCode"], status["attempt"], status["node"]) == ("Completed", 0, 1, "real-1")
+    assert (status["phase"], status["exitCode"], status["attempt"]) == ("Completed", 0, 1)
+    assert status["node"] == shared.kube.node
     assert conditions(found) == {"Scheduled": "True", "Started": "True", "Succeeded": "True", "Cancelled": "False"}
     assert status["startedAt"] <= status["finishedAt"]
     shared.kube.until_there(shared.name, "configmap", f"{name}-1-log")
@@ -73,6 +76,43 @@ def test_a_task_that_no_node_can_take_says_so_in_the_schedulers_words_and_can_be
     shared.cancel(name)
     shared.until(name, "Cancelled")
     shared.until_gone(f"pod/{name}-1")
+
+
+def test_a_task_whose_image_does_not_come_can_be_cancelled(place: Place) -> None:
+    with place.operator(image_grace_seconds="1000"):
+        name = place.apply(image="registry.invalid/nothing:1")
+        place.until_reason(name, "ImagePullFailed")
+        assert place.get("ctask", name)["status"]["phase"] == "Pending"
+        place.cancel(name)
+        assert place.until(name, "Cancelled")["status"].get("startedAt") is None
+        place.until_gone(f"pod/{name}-1")
+
+
+def test_a_cancel_at_any_instant_leaves_nothing_running(shared: Place) -> None:
+    names = [shared.apply(STUBBORN) for _ in range(6)]
+    for number, name in enumerate(names):
+        # The first is cancelled wherever it is by now, the last as soon as it has a node.
+        if number % 2:
+            shared.kubectl("wait", f"pod/{name}-1", "--for=condition=PodScheduled", "--timeout=60s")
+        shared.cancel(name)
+    for name in names:
+        shared.until(name, "Cancelled")
+        shared.until_gone(f"pod/{name}-1")
+
+
+def test_a_gated_pod_waits_for_its_queue(place: Place) -> None:
+    """Kueue's webhook gates a Pod as it is made, and lifts the gate when its turn has come."""
+    name = place.apply("true")
+    resource = place.get("ctask", name)
+    pod = pod_of(resource, task_of(resource), 1, PodTerms(2, "nvidia.com/gpu"))
+    pod["spec"]["schedulingGates"] = [{"name": "kueue.x-k8s.io/admission"}]
+    place.kubectl("create", "-f", "-", given=pod)
+    with place.operator():
+        found = place.until_reason(name, "WaitingForAdmission")
+        assert found["status"]["phase"] == "Queued"
+        assert "has not admitted it yet" in found["status"]["message"]
+        place.kubectl("patch", "pod", f"{name}-1", "--type=merge", "-p", '{"spec": {"schedulingGates": null}}')
+        assert place.until(name, "Completed")["status"]["attempt"] == 1
 
 
 def test_a_task_that_takes_too_long_is_ended(shared: Place) -> None:
@@ -208,6 +248,16 @@ def test_a_pod_against_the_rules_of_its_namespace_fails_and_says_so(kube: Kube) 
         place.until(place.apply("[ $(id -u) = 1000 ]", pod={"securityContext": user}), "Completed")
 
 
+def test_a_pod_against_a_policy_of_the_cluster_fails_in_the_policys_words(place: Place) -> None:
+    allowed = "!has(object.spec.activeDeadlineSeconds)"
+    refused = {"containers": [{"name": "c", "image": SHELL}], "activeDeadlineSeconds": 1}
+    with place.policy(allowed, "no deadlines here", refused), place.operator():
+        found = place.until(place.apply("true", timeoutSeconds=60), "Failed")
+        assert found["status"]["reason"] == "PodRefused"
+        assert "no deadlines here" in found["status"]["message"]
+        place.until(place.apply("true"), "Completed")
+
+
 def test_tasks_run_as_the_user_that_the_operator_is_told(kube: Kube) -> None:
     restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
     with kube.namespace(restricted) as place, place.operator(task_run_as_user="1234"):
@@ -246,9 +296,11 @@ def test_an_amount_that_makes_no_sense_is_refused(shared: Place, amounts: dict[s
 def test_what_happened_while_no_operator_ran_is_made_good(place: Place) -> None:
     with place.operator():
         ending, going = place.apply("until [ -e /tmp/x ]; do sleep 3; break; done"), place.apply(STUBBORN)
-        place.until(ending, "Running")
-        place.until(going, "Running")
+        removed = place.apply(STUBBORN)
+        for name in (ending, going, removed):
+            place.until(name, "Running")
     cancelled, late = place.apply("true"), place.apply("true")
+    place.kubectl("delete", "ctask", removed, "--wait=false")
     place.cancel(cancelled)
     place.cancel(going)
     place.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{ending}-1", "--timeout=60s")
@@ -257,6 +309,7 @@ def test_what_happened_while_no_operator_ran_is_made_good(place: Place) -> None:
         place.until(going, "Cancelled")
         place.until(cancelled, "Cancelled")
         place.until(late, "Completed")
+        place.until_gone(f"pod/{removed}-1")
     assert not [pod for pod in place.pods() if pod["metadata"]["name"] == f"{cancelled}-1"]
 
 

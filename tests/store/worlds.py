@@ -21,7 +21,7 @@ from cloudai.settings import Settings
 from cloudai.store.kube.store import KubernetesStore, open_kubernetes
 from cloudai.store.protocol import FacadeStore, Heartbeat, RunReport
 from cloudai.store.sql import SqlStore, open_store
-from tests.cluster.cluster import NODE, played_node
+from tests.cluster.cluster import played_node
 from tests.cluster.images import SHELL
 from tests.engines import missing
 from tests.kube.kube import Place
@@ -159,12 +159,12 @@ class Sql:
 class OnKubernetes:
     """A namespace of a real cluster; its operator starts when it is needed, unless one runs there already."""
 
-    worker_id = NODE
     idle = Waiting(Reason.WAITING_FOR_CAPACITY, "Waits for the operator")
     too_large = Waiting(Reason.UNSCHEDULABLE, "Insufficient cpu")
 
     def __init__(self, store: KubernetesStore, place: Place, ends: contextlib.ExitStack, operated: bool) -> None:
         self.store = store
+        self.worker_id = place.kube.node
         self._place = place
         self._ends = ends
         self._operated = operated

@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from math import inf
+from typing import Any, TypeVar
 from urllib.request import getproxies
 
 import aiohttp
@@ -27,6 +28,7 @@ from cloudai.settings import Settings
 from cloudai.store.kube.task_resource import Json
 
 PATIENCE = 10.0  # seconds a request is tried again after faults that pass
+NO_LOG_SECONDS = 1.0  # after which a 500 is believed of a log: a kubelet that has none says that, too
 ONE_TRY = 30.0  # seconds that one try may take
 STREAMING = aiohttp.ClientTimeout(total=None, connect=10)
 LONGEST_PAUSE = 2.0
@@ -34,7 +36,13 @@ CONNECTIONS = 256
 PAGE = 500
 MERGE = "application/merge-patch+json"
 _PASSING = frozenset({429, 500, 502, 503, 504})
-_FAULTS = (aiohttp.ClientError, TimeoutError, OSError)
+_FAULTS = (
+    aiohttp.ClientError,
+    TimeoutError,
+    OSError,
+    ConfigException,
+)  # the last of a program that gives no credentials
+_T = TypeVar("_T")
 
 
 class ApiError(Exception):
@@ -131,35 +139,47 @@ class Api:
     @contextlib.asynccontextmanager
     async def stream(self, path: str, **query: str | int) -> AsyncIterator[aiohttp.StreamReader]:
         """The body of an answer that goes on: a watch, a log. Raises also what aiohttp raises when it breaks off."""
-        response = await self._send(self._streams, "GET", path, query, None, STREAMING)
+        response = await self._answered(self._streams, "GET", path, query, None, _itself)
         try:
-            if response.status >= 400:
-                raise ApiError(response.status, _document(await response.read()))
             yield response.content
         finally:
             _hang_up(response)
 
     async def _json(self, method: str, path: str, query: Mapping[str, str | int], body: Json | None = None) -> Json:
-        deadline = asyncio.get_running_loop().time() + self._patience
-        tries = 0
+        return _document(await self._answered(self._client, method, path, query, body, _body))
+
+    async def _answered(
+        self,
+        client: ApiClient,
+        method: str,
+        path: str,
+        query: Mapping[str, str | int],
+        body: Json | None,
+        taken: Callable[[aiohttp.ClientResponse], Awaitable[_T]],
+    ) -> _T:
+        """What is `taken` from the answer, tried again after faults that pass."""
+        clock = asyncio.get_running_loop().time
+        began, tries = clock(), 0
         while True:
             tries += 1
             seconds = self._one_try if method == "GET" else min(self._one_try, self._before_write())
+            # Whole, because a try must not last longer than it may; aiohttp would round it up.
+            whole = aiohttp.ClientTimeout(total=seconds, ceil_threshold=inf)
             try:
-                limit = aiohttp.ClientTimeout(total=seconds)
-                response = await self._send(self._client, method, path, query, body, limit)
-                async with response:
-                    data = await response.read()
+                async with asyncio.timeout(seconds):
+                    limit = STREAMING if client is self._streams else whole
+                    response = await self._send(client, method, path, query, body, limit)
+                if response.status < 400:
+                    return await taken(response)
+                refusal = ApiError(response.status, _document(await _body(response)))
             except _FAULTS as error:
                 pause, words = _pause(tries), f"the Kubernetes API cannot be reached: {_words(error)}"
             else:
-                if response.status < 400:
-                    return _document(data)
-                refusal = ApiError(response.status, _document(data))
-                if response.status not in _PASSING or "webhook" in refusal.message:  # whose fault may last
+                no_log = client is self._streams and response.status == 500 and clock() - began > NO_LOG_SECONDS
+                if no_log or response.status not in _PASSING or "webhook" in refusal.message:  # whose fault may last
                     raise refusal
                 pause, words = _asked_pause(response) or _pause(tries), f"the Kubernetes API says {refusal}"
-            if asyncio.get_running_loop().time() + pause > deadline:
+            if clock() + pause - began > self._patience:
                 raise unavailable(words)
             await asyncio.sleep(pause)
 
@@ -209,6 +229,15 @@ async def connect(settings: Settings) -> Api:
 def as_unavailable(error: ApiError) -> CloudAIError:
     """For whoever has no other answer to a refusal."""
     return unavailable(f"the Kubernetes API says {error}")
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    async with response:
+        return await response.read()
+
+
+async def _itself(response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
+    return response
 
 
 def _hang_up(response: aiohttp.ClientResponse) -> None:

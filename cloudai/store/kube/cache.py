@@ -51,6 +51,8 @@ class TaskCache:
             return
         if before is not None:
             self._place(before, False)
+            if self._uids[name] != uid:
+                self._attempts.pop(name, None)
         self._tasks[name], self._uids[name] = task, uid
         self._place(task, True)
         if attempts := attempts_of(resource.get("status") or {}):
@@ -151,8 +153,8 @@ class PodCache:
     def changed(self, resource: Json) -> None:
         key, now = key_of(resource), held(resource, self._gpu, self._namespace)
         before = self._held.get(key)
-        if before is not None and before.node and before.node != now.node:
-            self._on[before.node].pop(key, None)
+        if before is not None and before.node != now.node:
+            self._take_off(before.node, key)
         self._held[key] = now
         if now.node:
             self._on[now.node][key] = now
@@ -165,14 +167,23 @@ class PodCache:
             self._drop(key)
 
     def _drop(self, key: Key) -> None:
-        gone = self._held.pop(key)
-        if gone.node:
-            self._on[gone.node].pop(key, None)
+        self._take_off(self._held.pop(key).node, key)
+
+    def _take_off(self, node: str | None, key: Key) -> None:
+        if node:
+            del self._on[node][key]
+            if not self._on[node]:
+                del self._on[node]
 
     def run(self, name: str) -> Run | None:
         """The attempt of that name, while it has a Pod."""
         found = self._held.get((self._namespace, name))
         return found.run if found is not None else None
+
+    def log_is_due(self, name: str) -> bool:
+        """Whether the operator has not let go of the Pod of that attempt, since its log is not kept yet."""
+        found = self._held.get((self._namespace, name))
+        return found is not None and found.log_due
 
     def on(self, node: str) -> list[Held]:
         """What Pods hold of that node."""

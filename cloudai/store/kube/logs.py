@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import re
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -24,7 +25,10 @@ from cloudai.store.protocol import LogSlice
 IDLE_SECONDS = 30.0  # a stream that nobody has read from for this long is ended
 LONGEST_SPOOL = 64 * 1024 * 1024  # bytes of a followed log that are kept; there it ends
 MOST_SPOOLS = 128  # logs followed at once
+READ_SECONDS = 60.0  # that reading all there is may take: of a kubelet that hangs nothing may ever come
 CONTINUED_SECONDS = 5.0  # a log that was read from the start is kept for its reader's next pieces this long
+# The kubelet's words, with which it answers 200, where the container was removed already.
+_REMOVED = re.compile(rb"unable to retrieve container logs for [a-z-]+://[0-9a-f]{64}\s*")
 log = logging.getLogger("cloudai.kubernetes")
 
 
@@ -47,6 +51,11 @@ def archive_body(run_id: str, task: Json, data: bytes) -> Json:
 def log_path(namespace: str, pod: str) -> str:
     """Where the API server gives a Pod's log."""
     return f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
+
+
+def is_removed(data: bytes) -> bool:
+    """Whether that is what the kubelet says of a log that it has no more."""
+    return _REMOVED.fullmatch(data) is not None
 
 
 class PodLogs:
@@ -75,7 +84,8 @@ class PodLogs:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise unavailable(f"the log broke off: {error or type(error).__name__}") from None
         else:
-            return _slice(data, offset, limit, ended)
+            if not (ended and is_removed(data)):
+                return _slice(data, offset, limit, ended)
         if not ended:
             return LogSlice(b"", 0, 0, False)  # the container has not started
         return _slice(await self._archived(run_id), offset, limit, True)
@@ -87,7 +97,8 @@ class PodLogs:
         if name == run_id and 0 < offset < len(data) and now - read_at < CONTINUED_SECONDS:
             self._last = (name, data, now)
             return data
-        async with self._api.stream(log_path(self._namespace, run_id), container=CONTAINER) as stream:
+        path = log_path(self._namespace, run_id)
+        async with asyncio.timeout(READ_SECONDS), self._api.stream(path, container=CONTAINER) as stream:
             data = await stream.read()
         self._last = (run_id, data, now)
         return data

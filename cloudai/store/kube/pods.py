@@ -34,18 +34,20 @@ _DISRUPTIONS: Mapping[str, Reason] = {
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a Pod of anybody's holds of a node; `run` when it is an attempt of ours."""
+    """What a Pod of anybody's holds of a node; `run` when it is an attempt of ours, and whether its log is still to be kept."""
 
     node: str | None
     amount: Resources
     run: Run | None
+    log_due: bool = False
 
 
 def held(pod: Mapping[str, Any], gpu: str, namespace: str) -> Held:
     """`amount` is nothing once the Pod is over. `namespace`: where attempts of ours are."""
     ours = pod["metadata"]["namespace"] == namespace and attempt_of(pod) is not None
     amount = NOTHING if over(pod) else requests_of(pod, gpu)
-    return Held(pod["spec"].get("nodeName"), amount, run_of(pod, gpu) if ours else None)
+    log_due = FINALIZER in (pod["metadata"].get("finalizers") or ())
+    return Held(pod["spec"].get("nodeName"), amount, run_of(pod, gpu) if ours else None, log_due)
 
 
 def attempt_of(pod: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -95,7 +97,7 @@ def run_of(pod: Mapping[str, Any], gpu: str = GPU) -> Run:
         attempt=attempt,
         worker_id=spec.get("nodeName") or "",
         user_id=(meta.get("annotations") or {}).get(USER_LABEL, ""),
-        image=spec["containers"][0]["image"],
+        image=_image(pod),
         command=None,
         resources=requests_of(pod, gpu),
         created_at=millis(status.get("startTime") or meta["creationTimestamp"]) or 0,
@@ -109,6 +111,11 @@ def run_of(pod: Mapping[str, Any], gpu: str = GPU) -> Run:
         message=message,
         version=int(meta["resourceVersion"]),
     )
+
+
+def _image(pod: Mapping[str, Any]) -> str:
+    """Of the task's own container: a webhook may have added others."""
+    return next((str(one["image"]) for one in pod["spec"]["containers"] if one["name"] == CONTAINER), "")
 
 
 def _container(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -149,7 +156,7 @@ def _unplaced(status: Mapping[str, Any]) -> tuple[str, str]:
 
 def _waiting(pod: Mapping[str, Any], waiting: Mapping[str, Any]) -> _Said:
     why, words = str(waiting.get("reason") or ""), str(waiting.get("message") or "")
-    image = pod["spec"]["containers"][0]["image"]
+    image = _image(pod)
     if why in _HOPELESS:
         return RunPhase.STARTING, _HOPELESS[why], f"The node cannot start it: {words or why}"
     if why == "CreateContainerError":  # of a busy runtime, too, which the kubelet tries again

@@ -23,12 +23,16 @@ from cloudai.store.kube.cache import NodeCache, PodCache, TaskCache
 from cloudai.store.kube.logs import Absent, PodLogs
 from cloudai.store.kube.revisions import Revisions
 from cloudai.store.kube.task_resource import CANCEL, GROUP, SUBMITTED, Json, millis, task_of, task_resource, tasks_path
-from cloudai.store.kube.watch import Follower, follow
+from cloudai.store.kube.watch import ODD, Follower, follow
 from cloudai.store.protocol import Change, Idempotency, Lease, LogSlice, TaskPage, TaskQuery
 
-SYNC_SECONDS = 30.0  # how long a start may take until everything was listed once
+SYNC_SECONDS = 100.0  # how long a start may take until everything was listed once: large clusters have many Pods
 POLL_SECONDS = 10.0  # between looks at the nodes' leases and usage
 CANCEL_SECONDS = 1.0  # how long a cancel of a task that never started waits for the operator's word
+LOG_SECONDS, LOG_AGAIN_SECONDS = (
+    30.0,
+    0.25,
+)  # how long, and how often, a log is asked for that is on its way to its archive
 KEYED = 4 * 10**18  # names from here on are of idempotency keys; as nanoseconds they would be times after 2096
 SUBMIT = f"{GROUP}/submit"  # annotation: which request made the Task
 LEASES = "/apis/coordination.k8s.io/v1/namespaces"
@@ -98,10 +102,10 @@ class KubernetesStore:
         return str(found["metadata"]["uid"])
 
     async def close(self) -> None:
+        # First, to cut off what is under way: a request that is cancelled says TLS's farewell, which outlives the event loop.
+        await self._api.close()
         for work in self._works:
             work.cancel()
-        # Cuts off what is under way; a request that is only cancelled says TLS's farewell, which outlives the event loop.
-        await self._api.close()
         await asyncio.gather(*self._works, return_exceptions=True)
         await self._logs.close()
 
@@ -230,7 +234,7 @@ class KubernetesStore:
                 pages = self._api.pages(f"{LEASES}/kube-node-lease/leases", resourceVersion="0")
                 self._nodes.heard({one["metadata"]["name"]: _renewed(one) async for page, _ in pages for one in page})
                 self._nodes.used(await self._usage())
-            except (ApiError, CloudAIError) as error:
+            except (ApiError, CloudAIError, *ODD) as error:
                 log.warning("the nodes' leases cannot be read: %s", error)
             await asyncio.sleep(POLL_SECONDS)
 
@@ -254,7 +258,7 @@ class KubernetesStore:
             raise CloudAIError(Code.ATTEMPT_NOT_FOUND, "The task has no such attempt", details)
         ended = number in known or task.status.terminal or (run is not None and run.phase.terminal)
         try:
-            return await self._logs.read(run_id, offset, limit, ended=ended)
+            return await self._read(run_id, offset, limit, ended)
         except Absent:
             began = known[number].started_at if number in known else task.started_at
             if began is None:
@@ -262,6 +266,20 @@ class KubernetesStore:
             raise CloudAIError(Code.LOGS_REMOVED, "The logs of this attempt are gone", {"task_id": task_id}) from None
         except ApiError as error:
             raise as_unavailable(error) from None
+
+    async def _read(self, run_id: str, offset: int, limit: int, ended: bool) -> LogSlice:
+        """Between the kubelet, which has a log no more, and the operator, which does not have it yet, it is waited for."""
+        deadline = time.monotonic() + LOG_SECONDS
+        while True:
+            due = self._pods.log_is_due(run_id)
+            try:
+                return await self._logs.read(run_id, offset, limit, ended=ended)
+            except Absent:
+                if not due:
+                    raise
+            if time.monotonic() > deadline:
+                raise unavailable("the log of this attempt is not kept yet")
+            await asyncio.sleep(LOG_AGAIN_SECONDS)
 
     async def wait_log(self, task_id: str, attempt: int | None, beyond: int, timeout: float) -> None:
         task = await self.get_task(task_id)

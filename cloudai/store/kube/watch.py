@@ -62,6 +62,9 @@ async def follow(api: Api, path: str, follower: Follower, listed: Callable[[], N
         except ApiError as error:
             log.warning("%s cannot be watched: %s", path, error)
             version = None
+        except ODD as error:
+            log.warning("%s: what the server says makes no sense, so all is listed again: %r", path, error)
+            version = None
         except (CloudAIError, aiohttp.ClientError, TimeoutError, OSError) as error:
             log.info("the watch of %s broke off and is taken up again: %s", path, error)
         # Whatever brings nothing new is not asked for without pause, whether it failed or ended at once.

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import aiohttp
 
-from cloudai.errors import unavailable
+from cloudai.errors import CloudAIError, unavailable
 from cloudai.resources import Run
 from cloudai.store.kube.api import Api, ApiError
-from cloudai.store.kube.logs import archive_body, log_path
+from cloudai.store.kube.logs import READ_SECONDS, archive_body, is_removed, log_path
 from cloudai.store.kube.pods import CONTAINER
 from cloudai.store.kube.task_resource import Json
 
@@ -42,23 +42,21 @@ class Archive:
         """The Pod is about to be ended: read its log to the end from now on, since the kubelet drops it soon after."""
         if run.started_at is None or run.run_id in self._followed:
             return
-        if sum(not following.done() for following in self._followed.values()) < MOST_FOLLOWED:
+        if len(self._followed) < MOST_FOLLOWED:
             self._followed[run.run_id] = asyncio.ensure_future(self._read_on(run.run_id))
 
     async def keep(self, run: Run, task: Json) -> None:
         """Keep the log of an attempt that has ended. Raises ApiError and `unavailable` when it cannot be read now."""
         read = await self._followed_to_the_end(run.run_id)
         if not read.whole and run.started_at is not None:
-            again = await self._read(run.run_id)
-            read = again if len(again.data) >= len(read.data) else read
+            again = await self._read(run.run_id, READ_SECONDS)
+            if not is_removed(again.data) and len(again.data) >= len(read.data):
+                read = again
         self.forget(run.run_id)
         if not read.data:
             return
         data = read.data if read.whole else read.data + BROKEN
-        body = archive_body(run.run_id, task, data)
-        while len(body["binaryData"]["log.zlib"]) > LARGEST_KEPT * 4 // 3:
-            data = _shortened(data, len(data) // 2)
-            body = archive_body(run.run_id, task, data)
+        body = await asyncio.to_thread(_body, run.run_id, task, data)
         try:
             await self._api.create(f"/api/v1/namespaces/{self._namespace}/configmaps", body)
         except ApiError as error:
@@ -77,20 +75,22 @@ class Archive:
         if following is None:
             return _Read(b"", False)
         await asyncio.wait([following], timeout=END_SECONDS)
-        if not following.done() or following.cancelled() or following.exception() is not None:
-            return _Read(b"", False)
-        return following.result()
+        return following.result() if following.done() and not following.cancelled() else _Read(b"", False)
 
     async def _read_on(self, run_id: str) -> _Read:
-        async with asyncio.timeout(FOLLOW_SECONDS):
-            return await self._read(run_id, follow="true")
+        """What cannot be followed is read after its end."""
+        try:
+            return await self._read(run_id, FOLLOW_SECONDS, follow="true")
+        except (ApiError, CloudAIError):
+            return _Read(b"", False)
 
-    async def _read(self, run_id: str, **query: str) -> _Read:
-        """Nothing where there is no log any more. Raises ApiError, or `unavailable` where not a byte came."""
+    async def _read(self, run_id: str, seconds: float, **query: str) -> _Read:
+        """Nothing where there is no log any more. Raises ApiError, or `unavailable` where not a byte came in time."""
         asked: dict[str, str | int] = {"container": CONTAINER, "limitBytes": LONGEST_LOG + 1, **query}
         data, whole = bytearray(), True
         try:
-            async with self._api.stream(log_path(self._namespace, run_id), **asked) as stream:
+            path = log_path(self._namespace, run_id)
+            async with asyncio.timeout(seconds), self._api.stream(path, **asked) as stream:
                 async for piece in stream.iter_any():
                     data += piece
         except ApiError as error:
@@ -101,6 +101,15 @@ class Archive:
                 raise unavailable(f"the log of {run_id} broke off: {error or type(error).__name__}") from None
             whole = False
         return _Read(_shortened(bytes(data), LONGEST_LOG) if len(data) > LONGEST_LOG else bytes(data), whole)
+
+
+def _body(run_id: str, task: Json, data: bytes) -> Json:
+    """Takes its time: not for the event loop."""
+    body = archive_body(run_id, task, data)
+    while len(body["binaryData"]["log.zlib"]) > LARGEST_KEPT * 4 // 3:
+        data = _shortened(data, len(data) // 2)
+        body = archive_body(run_id, task, data)
+    return body
 
 
 def _shortened(data: bytes, length: int) -> bytes:

@@ -17,6 +17,7 @@ from cloudai.store.kube.task_resource import Json, micros
 from cloudai_controller.kube.lease import NotLeading
 
 LONGEST = 1000  # characters of a note
+MOST = 64  # on their way at once; where the server is slow, writes of more weight go first and further ones stay untold
 log = logging.getLogger("cloudai.operator")
 
 
@@ -30,7 +31,11 @@ class Events:
 
     def status(self, resource: Json, task: Task) -> None:
         """Tell of a status that is worth it, beside the work; one that cannot be told is only logged."""
-        if task.reason is None or task.status in (TaskStatus.COMPLETED, TaskStatus.RUNNING):
+        if (
+            task.reason is None
+            or task.status in (TaskStatus.COMPLETED, TaskStatus.RUNNING)
+            or len(self._sending) >= MOST
+        ):
             return
         normal = task.status is TaskStatus.CANCELLED
         self._tell(resource, "Normal" if normal else "Warning", task.reason, task.message or task.reason)

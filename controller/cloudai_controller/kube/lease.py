@@ -1,7 +1,10 @@
 """One operator leads: a Lease of our own, compared by its version, that the holder stops acting on before it runs out.
 
-Who waits does not trust clocks of others: a Lease counts as expired when it has not changed for its duration by the
-waiter's own clock. https://kubernetes.io/docs/concepts/architecture/leases/
+Who waits does not trust clocks of others: a Lease counts as expired when it has not changed for long enough by the waiter's
+own clock. https://kubernetes.io/docs/concepts/architecture/leases/
+
+Seconds after a renewal was asked for: until 10 the holder begins writes, by 12 the last one is given up, from 13 on a waiter
+takes over, at 15 at the latest one does.
 """
 
 from __future__ import annotations
@@ -14,10 +17,14 @@ from cloudai.errors import CloudAIError
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.task_resource import Json, micros
 
-DURATION = 15  # seconds
-MARGIN = 5.0  # the holder stops acting this much earlier
+DURATION = 15  # seconds within which another one leads after the last renewal
+MARGIN = 5.0  # the holder begins nothing any more this much earlier
+LAST_WRITE = 3.0  # what it began has come to its end this much earlier
+EARLIER = 2.0  # a waiter takes the Lease this much earlier: it sees a renewal, and that there was none, up to LOOK late
 RENEW = 3.0
-ONE_TRY = 2.0  # seconds: of a server that does not answer there must be time to ask another one
+LOOK = 1.0
+AGAIN = 0.5  # after a try that failed
+ONE_TRY = 4.0  # of a server that does not answer there must be time to ask another one
 
 log = logging.getLogger("cloudai.operator")
 
@@ -46,7 +53,7 @@ class Leader:
         """The seconds that a write may take, sent now. Raises NotLeading."""
         if not self.leads():
             raise NotLeading
-        return self._until + MARGIN - time.monotonic()
+        return self._until + MARGIN - LAST_WRITE - time.monotonic()
 
     async def acquire(self) -> None:
         """Returns once this process leads."""
@@ -55,12 +62,12 @@ class Leader:
             if not waited:
                 log.info("another operator leads; waiting for its lease to end")
                 waited = True
-            await asyncio.sleep(RENEW / 3)
+            await asyncio.sleep(LOOK)
 
     async def keep(self) -> None:
         """Renew for as long as that succeeds; returns when the lease is lost."""
         while self.leads():
-            await asyncio.sleep(RENEW)
+            await asyncio.sleep(RENEW if self._held is not None else AGAIN)
             await self._try()
 
     async def release(self) -> None:
@@ -112,7 +119,8 @@ class Leader:
             return True
         if version != self._seen[0]:
             self._seen = (version, time.monotonic())
-        return time.monotonic() - self._seen[1] > float(lease["spec"].get("leaseDurationSeconds") or DURATION)
+        lasts = float(lease["spec"].get("leaseDurationSeconds") or DURATION)
+        return time.monotonic() - self._seen[1] > lasts - EARLIER
 
     def _lease(self, before: Json | None) -> Json:
         now = micros(time.time_ns() // 1_000_000)

@@ -41,7 +41,6 @@ def pod_of(resource: Mapping[str, Any], task: Task, attempt: int, terms: PodTerm
         "name": meta["name"],
         "uid": meta["uid"],
         "controller": True,
-        "blockOwnerDeletion": True,
     }
     spec: Json = {
         "containers": [_container(task, attempt, terms)],
@@ -51,7 +50,7 @@ def pod_of(resource: Mapping[str, Any], task: Task, attempt: int, terms: PodTerm
         "terminationGracePeriodSeconds": terms.grace_seconds,
         "securityContext": {
             "seccompProfile": {"type": "RuntimeDefault"},
-            **(wish.get("securityContext") or _user(terms)),
+            **_user(wish.get("securityContext") or {}, terms),
         },
         **{name: wish[name] for name in _COPIED if name in wish},
     }
@@ -96,8 +95,11 @@ def _container(task: Task, attempt: int, terms: PodTerms) -> Json:
     return container
 
 
-def _user(terms: PodTerms) -> Json:
-    return {} if terms.run_as_user is None else {"runAsNonRoot": True, "runAsUser": terms.run_as_user}
+def _user(wish: Mapping[str, Any], terms: PodTerms) -> Json:
+    """What the Task says of its user; where it names none, the one of the settings."""
+    if terms.run_as_user is None or "runAsUser" in wish:
+        return dict(wish)
+    return {"runAsNonRoot": True, "runAsUser": terms.run_as_user, **wish}
 
 
 def _patience() -> list[Json]:

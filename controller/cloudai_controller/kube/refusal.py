@@ -43,3 +43,8 @@ def taken(pod: str) -> Refused:
     """A Pod of somebody else has the name that the attempt's Pod must have."""
     words = f"Another Pod has the name of its Pod, {pod}; waits until that one is gone."
     return Refused(Reason.WAITING_FOR_ADMISSION, words, final=False)
+
+
+def untaken(words: str) -> Refused:
+    """Nobody knows why the Pod is not made: a webhook that does not answer looks like a server that does not."""
+    return Refused(Reason.WAITING_FOR_ADMISSION, f"Its Pod cannot be made: {words}; it is tried again.", final=False)

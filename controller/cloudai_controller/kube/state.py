@@ -29,6 +29,7 @@ class SeenTask:
     version: int
     document: bytes | None
     finished_at: int | None
+    queued: bool = False
 
     def resource(self) -> Json:
         assert self.document is not None
@@ -59,7 +60,8 @@ def seen_task(resource: Mapping[str, Any]) -> SeenTask:
     """What is kept of a Task as the API server gives it."""
     meta = resource["metadata"]
     status = resource.get("status") or {}
-    finished = status.get("phase") in _TERMINAL
+    phase = status.get("phase", PHASES[TaskStatus.QUEUED])
+    finished = phase in _TERMINAL
     slim: Json = {name: resource.get(name) for name in ("apiVersion", "kind", "spec", "status")}
     kept = (
         "name",
@@ -79,6 +81,7 @@ def seen_task(resource: Mapping[str, Any]) -> SeenTask:
         int(meta["resourceVersion"]),
         orjson.dumps(slim),
         (millis(status.get("finishedAt")) or 0) if finished else None,
+        phase == PHASES[TaskStatus.QUEUED],
     )
 
 
@@ -146,6 +149,10 @@ class Memory:
         if not known:
             del self.pods[task]
         return True
+
+    def queued(self) -> int:
+        """How many Tasks wait for a node."""
+        return sum(task.queued for task in self.tasks.values())
 
     def pods_of(self, task: str) -> dict[str, SeenPod]:
         """By name, those that say to be of that Task."""

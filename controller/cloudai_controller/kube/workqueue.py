@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from cloudai.errors import CloudAIError
+from cloudai.store.kube.api import ApiError
+from cloudai_controller import metrics
+from cloudai_controller.kube.lease import NotLeading
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a key that failed is tried again
+
+LASTING = 5  # failures after which what may pass counts as lasting
+
+log = logging.getLogger("cloudai.operator")
 
 
 class WorkQueue:
     """`work(key)` returns the seconds after which to look again, or None; an exception is a fault that may pass."""
 
-    def __init__(
-        self, work: Callable[[str], Awaitable[float | None]], failed: Callable[[str, Exception, int], None]
-    ) -> None:
+    def __init__(self, work: Callable[[str], Awaitable[float | None]]) -> None:
         self._work = work
-        self._failed = failed
         self._ready: deque[str] = deque()
         self._queued: set[str] = set()
         self._busy: set[str] = set()
@@ -89,12 +96,28 @@ class WorkQueue:
                 self._failures.pop(key, None)
             except Exception as error:  # noqa: BLE001 - whatever it is, the key is looked at again
                 failures = self._failures[key] = self._failures.get(key, 0) + 1
-                self._failed(key, error, failures)
+                _tell(key, error, failures)
                 again = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 10)) * random.uniform(0.5, 1.0)
             finally:
                 self._busy.discard(key)
+            await asyncio.sleep(
+                0
+            )  # work that waits for nothing keeps nobody else, such as who renews the lease, waiting
             if key in self._again:
                 self._again.discard(key)
                 self.add(key)
             if again is not None:
                 self.add_after(key, again)
+
+
+def _tell(key: str, error: Exception, failures: int) -> None:
+    """Tell of a fault: a conflict or an absent object is a look at old facts, a server that cannot be had may be back soon."""
+    refused = isinstance(error, ApiError) and error.status in (404, 409)
+    (metrics.REFUSED if refused else metrics.ERRORS).inc()
+    passing = refused or isinstance(error, NotLeading | CloudAIError)
+    if failures == LASTING or (failures == 1 and not passing):
+        log.warning(
+            "%s failed and is tried again: %s", key, error, exc_info=not (passing or isinstance(error, ApiError))
+        )
+    else:
+        log.debug("%s: %s", key, error)

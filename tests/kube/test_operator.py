@@ -1,0 +1,67 @@
+"""What an operator tells of itself, and how it takes a cluster that is not as it should be."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.cluster import free_port
+from tests.kube.faulty import Faulty
+from tests.kube.kube import Place
+
+
+def figures(port: int) -> dict[str, float]:
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    return {
+        sample.name + "".join(sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_it_counts_what_it_does(place: Place) -> None:
+    port = free_port()
+    with place.operator(port=str(port)):
+        waiting = place.apply("true", resources={"cpu": "1000", "memory": "1Gi"})
+        place.until_reason(waiting, "Unschedulable")
+        place.until(place.apply("exit 1", maxRetries=1), "Failed")
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+        found = figures(port)
+        assert found["cloudai_controller_leading"] == 1
+        assert found["cloudai_controller_queued_tasks"] == 1
+        assert found["cloudai_controller_placements_total"] == 3
+        assert found["cloudai_controller_actions_totalfailed"] == 1
+        assert found["cloudai_controller_plan_seconds_count"] > 3
+        assert found["cloudai_controller_errors_total"] == 0
+
+
+def test_a_standby_is_ready_and_does_not_lead(place: Place) -> None:
+    port = free_port()
+    with place.operator():
+        waiting = place.start_operator(port=str(port))
+        try:
+            waiting.until_it_says("another operator leads")
+            assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+            assert figures(port)["cloudai_controller_leading"] == 0
+        finally:
+            waiting.stop()
+
+
+async def test_it_waits_for_the_task_resource_and_hears_of_tasks_from_then_on(place: Place, tmp_path: Path) -> None:
+    with place.almighty(tmp_path) as almighty:
+        faulty = Faulty(almighty)
+        faulty.absent = "/tasks"
+        async with faulty.serving(tmp_path) as kubeconfig:
+            operating = await asyncio.to_thread(place.start_operator, kubeconfig=str(kubeconfig))
+            try:
+                await asyncio.to_thread(operating.until_it_says, "cannot be listed")
+                faulty.absent = None
+                for _ in range(2):
+                    name = await asyncio.to_thread(place.apply, "true")
+                    await asyncio.to_thread(place.until, name, "Completed")
+            finally:
+                await asyncio.to_thread(operating.stop)

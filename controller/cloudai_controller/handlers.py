@@ -22,14 +22,28 @@ KEY_WORKERS = 100  # of kopf: they only pass keys on
 # After which kopf forgets an object's worker: it takes in at most workers / idle objects a second, and what is new waits
 # behind the first list.
 IDLE_SECONDS = 0.02
+AGAIN_SECONDS = 1.0  # after kopf has ended
+
+log = logging.getLogger("cloudai.operator")
 
 
 async def feed(facts: Facts, api: Api, namespace: str) -> None:
-    """Tell `facts` of events until cancelled. Raises what ends kopf.
+    """Tell `facts` of events until cancelled.
 
     kopf has a thread and an event loop of its own: it takes over the signals of the main one, and when it ends it waits
-    for every task of its loop.
+    for every task of its loop. It ends when a watch is answered with an error that it does not know; then everything is
+    listed, since a new kopf is not told of what was deleted meanwhile.
     """
+    while True:
+        try:
+            await _feed_once(facts, api, namespace)
+        except Exception as error:  # noqa: BLE001 - whatever ended it
+            log.warning("events broke off and are taken up again: %s", str(error) or type(error).__name__)
+        await asyncio.sleep(AGAIN_SECONDS)
+        await facts.list_all()
+
+
+async def _feed_once(facts: Facts, api: Api, namespace: str) -> None:
     loop, stop = asyncio.get_running_loop(), threading.Event()
     running = loop.run_in_executor(None, lambda: asyncio.run(_follow(facts, api, namespace, loop, stop)))
     try:
@@ -56,8 +70,7 @@ async def _follow(
     async def pod(event: Any, **_: Any) -> None:
         loop.call_soon_threadsafe(facts.pod_told, event["type"], dict(event["object"]))
 
-    logging.getLogger("kopf").setLevel(logging.WARNING)
-    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # that it has no signals is as it shall be
+    logging.getLogger("kopf").setLevel(logging.CRITICAL)  # what ends it is told by `feed`, and lists by the facts
     await kopf.operator(
         registry=registry,
         settings=settings(),

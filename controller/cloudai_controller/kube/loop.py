@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 
 from cloudai.errors import CloudAIError
@@ -23,7 +23,7 @@ from cloudai_controller import metrics
 from cloudai_controller.kube.archive import Archive
 from cloudai_controller.kube.decide import Decision, decide, vanished
 from cloudai_controller.kube.events import Events
-from cloudai_controller.kube.facts import Facts, Over
+from cloudai_controller.kube.facts import Facts
 from cloudai_controller.kube.lease import Leader
 from cloudai_controller.kube.pod import PodTerms, pod_of
 from cloudai_controller.kube.refusal import Refused, refusal, taken, untaken
@@ -68,7 +68,7 @@ class Operator:
         self._refused: dict[str, None] = {}  # tasks whose Pod was not admitted, in the order of that
         self._making = 0
 
-    async def run(self, feed: Callable[[Facts], Awaitable[None]]) -> None:
+    async def run(self, feed: Callable[[Facts], Coroutine[None, None, None]]) -> None:
         """Until cancelled. Starts with a list of everything, so that nothing is decided on half the facts; from then on
         `feed` tells what changes. Raises Over.
         """
@@ -77,11 +77,7 @@ class Operator:
             group.create_task(self._queue.run(WORKERS))
             group.create_task(self._tidying.run())
             group.create_task(self.facts.keep())
-            group.create_task(self._fed(feed))
-
-    async def _fed(self, feed: Callable[[Facts], Awaitable[None]]) -> None:
-        await feed(self.facts)
-        raise Over("kopf has ended")
+            group.create_task(feed(self.facts))
 
     def _is_busy(self) -> bool:
         return len(self._queue) + len(self._moved_at) > WORKERS

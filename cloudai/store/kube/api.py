@@ -34,6 +34,7 @@ STREAMING = aiohttp.ClientTimeout(total=None, connect=10)
 LONGEST_PAUSE = 2.0
 CONNECTIONS = 256
 PAGE = 500
+MOST_CONFLICTS = 8
 MERGE = "application/merge-patch+json"
 _PASSING = frozenset({429, 500, 502, 503, 504})
 _FAULTS = (
@@ -113,8 +114,19 @@ class Api:
         return await self._json("POST", path, {}, body)
 
     async def patch(self, path: str, body: Json) -> Json:
-        """A JSON merge patch, the one kind that custom resources know too. With a resource version in it: compared."""
-        return await self._json("PATCH", path, {}, body)
+        """A JSON merge patch, the one kind that custom resources know too. With a resource version in it: compared; without
+        one a conflict is the server's own, between its read and its write, and passes.
+        """
+        compared = "resourceVersion" in body.get("metadata", {})
+        tries = 0
+        while True:
+            try:
+                return await self._json("PATCH", path, {}, body)
+            except ApiError as error:
+                tries += 1
+                if error.status != 409 or compared or tries == MOST_CONFLICTS:
+                    raise
+            await asyncio.sleep(_pause(tries))
 
     async def delete(self, path: str, uid: str | None = None, grace: int | None = None) -> Json:
         """Ask for the end of an object: of exactly that `uid`, with `grace` seconds."""

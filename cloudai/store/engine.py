@@ -46,20 +46,32 @@ def sqlite_file(url: str) -> Path | None:
 
 def writing_engine(url: str) -> Engine:
     """One connection; on SQLite a transaction takes the write lock when it begins."""
-    return _engine(url, "BEGIN IMMEDIATE", pool_size=1)
+    if sqlite_file(url) is None:
+        return _postgres_engine(url, pool_size=1)
+    return _sqlite_engine(url, "BEGIN IMMEDIATE", pool_size=1)
+
+
+def migrating_engine(url: str) -> Engine:
+    """The same, but on PostgreSQL it waits for as long as another process takes."""
+    return _postgres_engine(url, patient=True, pool_size=1) if sqlite_file(url) is None else writing_engine(url)
 
 
 def reading_engine(url: str) -> Engine:
     """A few connections whose transactions each see one state of the database."""
-    return _engine(url, "BEGIN", pool_size=READERS, isolation_level="REPEATABLE READ")
+    if sqlite_file(url) is None:
+        return _postgres_engine(url, pool_size=READERS, isolation_level="REPEATABLE READ")
+    return _sqlite_engine(url, "BEGIN", pool_size=READERS)
 
 
-def _engine(url: str, begin: str, **options: Any) -> Engine:
+def _postgres_engine(url: str, **options: Any) -> Engine:
+    from cloudai.store import postgres  # its library comes with the extra `postgres` only
+
+    return postgres.engine(url, **options)
+
+
+def _sqlite_engine(url: str, begin: str, **options: Any) -> Engine:
     file = sqlite_file(url)
-    if file is None:
-        arguments = {"connect_timeout": 5, "application_name": "cloudai"}
-        return create_engine(url, pool_pre_ping=False, max_overflow=0, connect_args=arguments, **options)
-    options.pop("isolation_level", None)
+    assert file is not None
     engine = create_engine(
         f"sqlite+pysqlite:///file:{file.absolute()}?mode=rw&uri=true",
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "cached_statements": 512},

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import psycopg
 
+from cloudai.store.postgres import listening_connection
 from cloudai.store.signals import REPAIR_SECONDS
 
 log = logging.getLogger("cloudai.store")
@@ -18,7 +19,7 @@ class PostgresListener:
     """LISTENs in a thread of its own, and connects again when the connection is lost."""
 
     def __init__(self, url: str, changed: Callable[[], None]) -> None:
-        self._url = url.replace("postgresql+psycopg://", "postgresql://", 1)
+        self._url = url
         self._changed = changed
         self._stopping = threading.Event()
 
@@ -34,7 +35,7 @@ class PostgresListener:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                with psycopg.connect(self._url, autocommit=True, connect_timeout=5) as connection:
+                with listening_connection(self._url) as connection:
                     connection.execute("LISTEN cloudai")
                     connection.execute("LISTEN cloudai_log")
                     self._tell()  # whatever was told while nobody listened

@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 
-from cloudai.store.engine import create_sqlite_file, sqlite_file, writing_engine
+from cloudai.store.engine import create_sqlite_file, migrating_engine, sqlite_file
 
 _ADVISORY_LOCK = 0x636C6F75646169  # "cloudai"
 
@@ -33,7 +33,7 @@ def migrate(url: str) -> None:
     file = sqlite_file(url)
     if file is not None:
         create_sqlite_file(file)
-    engine = writing_engine(url)
+    engine = migrating_engine(url)
     try:
         with engine.begin() as connection:  # SQLite: this takes the write lock
             if file is None:

@@ -12,7 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from cloudai.errors import CloudAIError, Code, task_not_found
+from cloudai.errors import CloudAIError, Code, task_not_found, unavailable
 from cloudai.resources import Run, Task, TaskSpec, TaskStatus, Worker, WorkerState
 from cloudai.store import commit, reading, rows, submit, upkeep, worker_writes
 from cloudai.store.engine import READERS, normal_url, reading_engine, sqlite_file, translated, writing_engine
@@ -39,6 +39,7 @@ Clock = Callable[[], int]
 P = ParamSpec("P")
 T = TypeVar("T")
 WATCH_BATCH = 2000
+TURN_SECONDS = 10.0  # how long a read may wait for a thread
 
 
 async def open_store(url: str, *, clock: Clock = time.time_ns) -> SqlStore:
@@ -101,7 +102,7 @@ class SqlStore:
 
     async def _read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(
-            self._readers, self._query, lambda connection: query(connection, *args, **kwargs)
+            self._readers, self._query, time.monotonic(), lambda connection: query(connection, *args, **kwargs)
         )
 
     def _nearby(self, query: Callable[Concatenate[NearReader, P], T], *args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -111,7 +112,10 @@ class SqlStore:
                 return query(self._near, *args, **kwargs)
         return None
 
-    def _query(self, query: Callable[[Connection], T]) -> T:
+    def _query(self, asked: float, query: Callable[[Connection], T]) -> T:
+        # Where each read in the queue found out for itself that nobody answers, the last ones would wait for minutes.
+        if time.monotonic() - asked > TURN_SECONDS:
+            raise unavailable("the database does not answer those who asked before")
         try:
             with self._reads.begin() as connection:
                 return query(connection)

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
+import psutil
 import psycopg
 
 from tests.engines import missing
@@ -74,6 +75,19 @@ class Postgres:
         )
         if status.returncode == 0:
             self._control("--mode=fast", "stop")
+
+    def pause(self) -> None:
+        """All its processes keep their connections and answer nobody."""
+        for process in self._processes():
+            process.suspend()
+
+    def go_on(self) -> None:
+        for process in self._processes():
+            process.resume()
+
+    def _processes(self) -> list[psutil.Process]:
+        first = psutil.Process(int((self.directory / "data/postmaster.pid").read_text().split()[0]))
+        return [first, *first.children()]
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://cloudai@127.0.0.1:{self.port}/{database}"

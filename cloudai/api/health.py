@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from starlette.responses import Response
@@ -14,8 +15,10 @@ from cloudai.metrics import Metrics
 from cloudai.store.protocol import FacadeStore, Lease
 
 FRESH = 1.0  # seconds a verdict is kept, so that probing costs no more than that
+ANSWER = 3.0  # seconds the store may take, or it counts as away: who probes does not wait long
 SILENT = 10.0  # seconds without a renewal after which nobody leads
 LEASE = "controller"
+UNKNOWN = "unknown without the store"
 
 
 class Health:
@@ -42,10 +45,13 @@ class Health:
 
     async def _judge(self) -> dict[str, str]:
         try:
-            await self._store.ping()
-            lease = await self._store.get_lease(LEASE)
+            async with asyncio.timeout(ANSWER):
+                await self._store.ping()
+                lease = await self._store.get_lease(LEASE)
+        except TimeoutError:
+            return {"store": f"does not answer within {ANSWER:g} s", "controller": UNKNOWN}
         except CloudAIError as error:
-            return {"store": str(error.details.get("reason", error.message)), "controller": "unknown without the store"}
+            return {"store": str(error.details.get("reason", error.message)), "controller": UNKNOWN}
         return {"store": "ok", "controller": self._leading(lease)}
 
     def _leading(self, lease: Lease | None) -> str:
@@ -60,8 +66,9 @@ class Health:
 
     async def metrics(self, _: Request) -> Response:
         try:
-            workers = await self._store.list_workers()
-            self._metrics.observe_store(workers, await self._store.totals(), now_ms(), self._heartbeat_ms)
-        except CloudAIError:
+            async with asyncio.timeout(ANSWER):
+                workers = await self._store.list_workers()
+                self._metrics.observe_store(workers, await self._store.totals(), now_ms(), self._heartbeat_ms)
+        except (CloudAIError, TimeoutError):
             self._metrics.store_up.set(0)
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

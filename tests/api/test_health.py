@@ -1,0 +1,60 @@
+"""`/readyz` says in time what is not ready, whatever became of the store or of the controllers."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudai.api import health
+from cloudai.settings import Settings
+from cloudai.store.protocol import Lease
+from cloudai.store.sql import SqlStore, open_store
+from tests.api.conftest import Document, client_of
+from tests.engines.postgres import Postgres
+
+
+async def asked(store: SqlStore, settings: Settings) -> tuple[int, Document]:
+    async with client_of(store, settings) as api:
+        answer = await api.get("/readyz")
+        return answer.status_code, answer.json()
+
+
+async def test_a_database_that_answers_nobody_is_told_before_it_is_given_up(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "ANSWER", 0.3)
+    with Postgres() as server:
+        store = await open_store(server.create("cloudai"))
+        async with client_of(store, settings) as api:
+            server.pause()
+            try:
+                answer = await api.get("/readyz")
+                measured = (await api.get("/metrics")).text
+            finally:
+                server.go_on()
+        await store.close()
+    assert (answer.status_code, answer.json()["ready"]) == (503, False)
+    assert "does not answer" in answer.json()["checks"]["store"]
+    assert "unknown" in answer.json()["checks"]["controller"]
+    assert "cloudai_store_up 0.0" in measured
+
+
+async def test_a_controller_that_leads_is_ok(store: SqlStore, settings: Settings) -> None:
+    await store.put_lease(Lease("controller", "one", 1, 0), 0)
+    assert await asked(store, settings) == (200, {"ready": True, "checks": {"store": "ok", "controller": "ok"}})
+
+
+async def test_a_leader_that_no_longer_renews_is_told(
+    store: SqlStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "FRESH", -1.0)
+    monkeypatch.setattr(health, "SILENT", -1.0)
+    await store.put_lease(Lease("controller", "one", 1, 0), 0)
+    status, verdict = await asked(store, settings)
+    assert (status, verdict["ready"]) == (200, True)  # tasks are taken, and wait
+    assert "one has not renewed its lead" in verdict["checks"]["controller"]
+
+
+async def test_a_leader_that_gave_up_its_lead_leads_no_more(store: SqlStore, settings: Settings) -> None:
+    await store.put_lease(Lease("controller", "", 1, 0), 0)
+    _, verdict = await asked(store, settings)
+    assert "nobody leads" in verdict["checks"]["controller"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from cloudai.resources import GpuShare, Resources, Run, RunPhase
 from cloudai.store.protocol import RunReport
@@ -20,11 +20,24 @@ MAX_FRAME = 1024 * 1024
 LOG_CHUNK = 128 * 1024
 
 
+Millis = Annotated[int, Field(ge=0, le=2**53)]  # since the epoch
+Amount = Annotated[int, Field(le=2**53)]
+# An engine's words are passed on as they are, but no database of text takes this character.
+Words = Annotated[str, AfterValidator(lambda words: words.replace("\0", "\N{REPLACEMENT CHARACTER}"))]
+
+
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 # ---- agent to server
+
+
+class Greeting(BaseModel):
+    """What every version's Register has."""
+
+    type: Literal["register"]
+    protocol: int
 
 
 class Register(Message):
@@ -33,15 +46,15 @@ class Register(Message):
     type: Literal["register"] = "register"
     protocol: int = PROTOCOL
     worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
-    identity: Annotated[str, Field(min_length=8, max_length=64)]
-    address: Annotated[str, Field(max_length=255)]
+    identity: Annotated[Words, Field(min_length=8, max_length=64)]
+    address: Annotated[Words, Field(max_length=255)]
     runtime: Literal["docker", "process"]
-    cpu: Annotated[int, Field(gt=0)]  # milli-cores
-    memory: Annotated[int, Field(gt=0)]  # bytes
-    storage: Annotated[int, Field(ge=0)]  # bytes
-    gpu: Annotated[int, Field(ge=0, multiple_of=1000)]  # milli-GPUs
+    cpu: Annotated[Amount, Field(gt=0)]  # milli-cores
+    memory: Annotated[Amount, Field(gt=0)]  # bytes
+    storage: Annotated[Amount, Field(ge=0)]  # bytes
+    gpu: Annotated[Amount, Field(ge=0, multiple_of=1000)]  # milli-GPUs
     ready: bool = True
-    problem: str | None = None
+    problem: Words | None = None
 
     @property
     def capacity(self) -> Resources:
@@ -52,9 +65,9 @@ class HeartbeatMessage(Message):
     """`sent_at`: the agent's own monotonic clock in seconds, given back in the acknowledgement."""
 
     type: Literal["heartbeat"] = "heartbeat"
-    sent_at: float
+    sent_at: Annotated[float, Field(allow_inf_nan=False)]
     ready: bool = True
-    problem: Annotated[str | None, Field(max_length=1000)] = None
+    problem: Annotated[Words | None, Field(max_length=1000)] = None
     cpu_usage: Annotated[float | None, Field(ge=0, le=100, allow_inf_nan=False)] = None
     memory_usage: Annotated[float | None, Field(ge=0, le=100, allow_inf_nan=False)] = None
 
@@ -64,13 +77,13 @@ class Report(Message):
 
     type: Literal["report"] = "report"
     task_id: str
-    attempt: Annotated[int, Field(ge=1)]
+    attempt: Annotated[int, Field(ge=1, lt=2**31)]
     phase: RunPhase
-    started_at: int | None = None
-    finished_at: int | None = None
-    exit_code: int | None = None
-    reason: Annotated[str | None, Field(max_length=64)] = None
-    message: Annotated[str | None, Field(max_length=2000)] = None
+    started_at: Millis | None = None
+    finished_at: Millis | None = None
+    exit_code: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    reason: Annotated[Words | None, Field(max_length=64)] = None
+    message: Annotated[Words | None, Field(max_length=2000)] = None
 
     def for_worker(self, worker_id: str) -> RunReport:
         return RunReport(worker_id=worker_id, **self.model_dump(exclude={"type"}))

@@ -22,9 +22,10 @@ from cloudai.api.answers import envelope
 from cloudai.errors import CloudAIError, Code
 from cloudai.resources import Run, Worker
 from cloudai.settings import Settings
-from cloudai.store.protocol import Heartbeat, Kind, Pruned, Store
+from cloudai.store.protocol import Heartbeat, Kind, NameTaken, Pruned, Store
 from cloudai.wire import (
     PROTOCOL,
+    Greeting,
     HeartbeatAck,
     Refused,
     Register,
@@ -91,44 +92,33 @@ class AgentHub:
             async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
                 text = await websocket.receive_text()
         except TimeoutError:
-            raise ValueError("nothing came within 10 seconds") from None
-        message = from_agent.validate_json(text)
-        if not isinstance(message, Register):
-            raise ValueError("the first message must be `register`")
-        refusal = await self._refusal(message)
-        if refusal is not None:
-            log.warning("worker %s is refused: %s", message.worker_id, refusal.message)
-            await websocket.send_text(refusal.model_dump_json())
-            await _close(websocket, POLICY_VIOLATION, refusal.code)
-            return None
-        now = _now()
-        worker = Worker(
-            worker_id=message.worker_id,
-            identity=message.identity,
-            address=message.address,
-            capacity=message.capacity,
-            runtime=message.runtime,
-            registered_at=now,
-            last_heartbeat=now,
-            ready=message.ready,
-            problem=message.problem,
-        )
-        await self._store.register_worker(worker)
-        return Session(websocket, message.worker_id, message.identity)
+            raise ValueError(f"nothing came within {FIRST_MESSAGE_SECONDS:g} seconds") from None
+        refusal = _other_protocol(text)
+        if refusal is None:
+            message = from_agent.validate_json(text)
+            if not isinstance(message, Register):
+                raise ValueError("the first message must be `register`")
+            refusal = await self._entered(message)
+            if refusal is None:
+                return Session(websocket, message.worker_id, message.identity)
+        log.warning("an agent is refused: %s", refusal.message)
+        await websocket.send_text(refusal.model_dump_json())
+        await _close(websocket, POLICY_VIOLATION, refusal.code)
+        return None
 
-    async def _refusal(self, message: Register) -> Refused | None:
-        if message.protocol != PROTOCOL:
-            text = f"this server speaks version {PROTOCOL} of the agents' protocol, the agent {message.protocol}"
-            return Refused(code="protocol", message=f"{text}: run the same CloudAI on both")
+    async def _entered(self, message: Register) -> Refused | None:
+        """Store the worker, unless its name is another machine's that may still hold something."""
         known = (await self._store.get_workers([message.worker_id])).get(message.worker_id)
-        if known is None or known.identity == message.identity:
-            return None
-        over = _now() - known.last_heartbeat > self._settings.lease_seconds * 1000
-        # What the first one held is not for another to speak of: the controller gives it up first.
-        if over and not await self._store.runs_of_worker(message.worker_id):
-            return None
-        text = f"another machine is worker {message.worker_id} and its lease holds: give this one another --worker-id"
-        return Refused(code="name_taken", message=f"{text}, or wait until the lease has ended")
+        if known is not None and known.identity != message.identity:
+            over = _now() - known.last_heartbeat > self._settings.lease_seconds * 1000
+            # What the first one held is not for another to speak of: the controller gives it up first.
+            if not over or await self._store.runs_of_worker(message.worker_id):
+                return _name_taken(message.worker_id)
+        try:
+            await self._store.register_worker(_worker(message), known.identity if known else None)
+        except NameTaken:  # by one that came at the same time
+            return _name_taken(message.worker_id)
+        return None
 
     async def _serve(self, session: Session) -> None:
         before = self._sessions.get(session.worker_id)
@@ -220,6 +210,38 @@ class AgentHub:
                 continue
             for beat in beats:
                 beat.session.send(HeartbeatAck(sent_at=beat.message.sent_at))
+
+
+def _other_protocol(text: str) -> Refused | None:
+    """A refusal in words for an agent of another protocol, whatever else its `register` has in it."""
+    try:
+        protocol = Greeting.model_validate_json(text).protocol
+    except ValidationError:
+        return None  # it is no `register`, which is told elsewhere
+    if protocol == PROTOCOL:
+        return None
+    text = f"this server speaks version {PROTOCOL} of the agents' protocol, the agent {protocol}"
+    return Refused(code="protocol", message=f"{text}: run the same CloudAI on both")
+
+
+def _name_taken(worker_id: str) -> Refused:
+    text = f"another machine is worker {worker_id} and its lease holds: give this one another --worker-id"
+    return Refused(code="name_taken", message=f"{text}, or wait until the lease has ended")
+
+
+def _worker(message: Register) -> Worker:
+    now = _now()
+    return Worker(
+        worker_id=message.worker_id,
+        identity=message.identity,
+        address=message.address,
+        capacity=message.capacity,
+        runtime=message.runtime,
+        registered_at=now,
+        last_heartbeat=now,
+        ready=message.ready,
+        problem=message.problem,
+    )
 
 
 def _stored(beat: Beat) -> Heartbeat:

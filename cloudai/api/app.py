@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketState
 
 from cloudai.api import docs_page, openapi
 from cloudai.api.agents import AgentHub
@@ -62,9 +62,8 @@ class Facade(Starlette):
         except Disconnected:
             return
         except Exception:
-            # The client learns nothing of the fault; the log has it.
             logger.exception("a fault while answering %s %s", scope["method"], scope["path"])
-            response = envelope(CloudAIError(Code.INTERNAL, "Internal server error"))
+            response = envelope(_fault())
         try:
             await response(scope, receive, send)
         finally:
@@ -153,9 +152,20 @@ def _guarded(hosts: HostCheck, connect: Connect) -> Connect:
         except CloudAIError as error:
             await websocket.send_denial_response(envelope(error))
             return
-        await connect(websocket)
+        try:
+            await connect(websocket)
+        except Exception:
+            if websocket.application_state is not WebSocketState.CONNECTING:
+                raise  # uvicorn says so in the log, and closes it
+            logger.exception("a fault while answering the handshake of %s", websocket.scope["path"])
+            await websocket.send_denial_response(envelope(_fault()))
 
     return guarded
+
+
+def _fault() -> CloudAIError:
+    """The client learns nothing of it; the log has it."""
+    return CloudAIError(Code.INTERNAL, "Internal server error")
 
 
 async def _no_socket(scope: Scope, receive: Receive, send: Send) -> None:

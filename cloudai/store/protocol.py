@@ -188,6 +188,10 @@ class FenceLost(Exception):
     """The writer does not lead any more; nothing of the commit was applied."""
 
 
+class NameTaken(Exception):
+    """Another machine has registered as that worker; nothing was changed."""
+
+
 class FacadeStore(TaskStore, Protocol):
     """What the facade needs beyond what it offers."""
 
@@ -271,8 +275,11 @@ class Store(FacadeStore, Protocol):
 
     # -- the agents' side
 
-    async def register_worker(self, worker: Worker) -> Worker:
-        """Insert or replace a worker (`registered_at` of a known one is kept)."""
+    async def register_worker(self, worker: Worker, replaces: str | None = None) -> Worker:
+        """Insert a worker or replace one of the same identity, or of the identity `replaces`; else raises NameTaken.
+
+        `registered_at` of a known one is kept.
+        """
         ...
 
     async def record_heartbeats(self, beats: Sequence[Heartbeat]) -> None:

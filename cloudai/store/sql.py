@@ -284,8 +284,8 @@ class SqlStore:
 
     # -- the agents' side
 
-    async def register_worker(self, worker: Worker) -> Worker:
-        return await self._writer.write(worker_writes.register, worker)
+    async def register_worker(self, worker: Worker, replaces: str | None = None) -> Worker:
+        return await self._writer.write(worker_writes.register, worker_writes.Registration(worker, replaces))
 
     async def record_heartbeats(self, beats: Sequence[Heartbeat]) -> None:
         await self._writer.write(worker_writes.heartbeats, beats)

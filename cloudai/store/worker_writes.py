@@ -11,7 +11,7 @@ from cloudai.errors import task_not_found
 from cloudai.resources import RUN_TRANSITIONS, Run, Worker
 from cloudai.store import rows
 from cloudai.store.commit import write_runs
-from cloudai.store.protocol import Heartbeat, Kind, RunReport
+from cloudai.store.protocol import Heartbeat, Kind, NameTaken, RunReport
 from cloudai.store.tables import RUNS, WORKERS
 from cloudai.store.transaction import Transaction
 
@@ -21,6 +21,7 @@ UPSERT_WORKER = (
     f"INSERT INTO workers ({', '.join(_WORKER_COLUMNS)}) VALUES ({', '.join('?' * len(_WORKER_COLUMNS))})"
     " ON CONFLICT (worker_id) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in _WORKER_COLUMNS if name not in _KEPT)
+    + " WHERE workers.identity IN (excluded.identity, ?)"
 )
 
 
@@ -31,12 +32,24 @@ class LogPiece:
     data: bytes
 
 
-def register(transaction: Transaction, workers: Sequence[Worker]) -> list[Worker | Exception]:
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """`replaces`: the identity, beside its own, that the stored worker may have."""
+
+    worker: Worker
+    replaces: str | None
+
+
+def register(transaction: Transaction, registrations: Sequence[Registration]) -> list[Worker | Exception]:
     """Insert or replace workers; a known one keeps its `registered_at`."""
     outcomes: list[Worker | Exception] = []
-    for worker in workers:
+    for each in registrations:
+        worker = each.worker
         columns = rows.worker_columns(worker)
-        transaction.run(UPSERT_WORKER, [columns[name] for name in _WORKER_COLUMNS])
+        values = [columns[name] for name in _WORKER_COLUMNS]
+        if not transaction.run(UPSERT_WORKER, [*values, each.replaces or worker.identity]):
+            outcomes.append(NameTaken(worker.worker_id))
+            continue
         transaction.change(Kind.WORKER, worker.worker_id, "registered")
         row = transaction.one("SELECT registered_at FROM workers WHERE worker_id = ?", (worker.worker_id,))
         outcomes.append(replace(worker, registered_at=row[0]))

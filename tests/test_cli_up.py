@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 PATIENCE = 60
@@ -114,6 +117,25 @@ def test_several_words_are_a_program_and_its_arguments(up: Up) -> None:
     done = up.cloudai("submit", "--wait", "-i", "busybox", "--cpu", "0.1", "--", "echo", "$HOME", "a  b")
     assert done.returncode == 0
     assert done.stdout == "$HOME a  b\n"
+
+
+def test_a_json_log_has_an_object_a_line_with_its_tasks_and_tracebacks(data_dir: Path) -> None:
+    up = Up(data_dir, "--log-format", "json")
+    task_id = up.submit("true")
+    task = f"{up.url}/api/tasks/{task_id}"
+    assert httpx.get(f"{task}?wait_seconds=60", timeout=PATIENCE + 10).json()["status"] == "completed"
+    with contextlib.closing(sqlite3.connect(data_dir / "cloudai.db")) as database, database:
+        database.execute("UPDATE tasks SET status = 'unheard of', version = version + 1")
+    answer = httpx.get(task)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "INTERNAL")
+    up.stop()
+    lines = [json.loads(line) for line in up.errors.read_text().splitlines()]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    placed = next(line for line in lines if "attempt 1 placed" in line["message"])
+    assert (placed["task_id"], placed["logger"], placed["level"]) == (task_id, "cloudai.controller", "info")
+    fault = next(line for line in lines if line["level"] == "error")
+    assert fault["error"].startswith("Traceback")
+    assert "unheard of" in fault["error"]
 
 
 def test_a_refused_submit_names_the_field(up: Up) -> None:

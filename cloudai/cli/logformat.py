@@ -23,11 +23,15 @@ _CHATTY = (
 )
 
 
+_USUAL = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
 class JsonFormatter(logging.Formatter):
-    """`{"time", "level", "logger", "message"}`, with `error` for a traceback."""
+    """`{"time", "level", "logger", "message"}`, with what else the record was given (`extra=`) and `error` for a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line = {name: value for name, value in record.__dict__.items() if name not in _USUAL}
+        line |= {
             "time": datetime.fromtimestamp(record.created, UTC)
             .isoformat(timespec="milliseconds")
             .replace("+00:00", "Z"),
@@ -37,7 +41,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line, ensure_ascii=False, default=str)
 
 
 def set_up(settings: Settings) -> None:

@@ -145,6 +145,34 @@ def test_a_refused_submit_names_the_field(up: Up) -> None:
     assert done.stderr.count("\n") == 1
 
 
+HANDSHAKE = "GET /ws/telemetry HTTP/1.1\nHost: localhost\nConnection: Upgrade\nUpgrade: websocket\n"
+KEY = "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\n"
+
+
+@pytest.mark.parametrize(
+    ("request_text", "reason"),
+    [
+        ("what is this\n\n", "must be HTTP/1.1"),
+        ("GET / HTTP/9.9\n\n", "must be HTTP/1.1"),
+        ("GET /api/tasks HTTP/1.1\nHost localhost\n\n", "must be HTTP/1.1"),
+        ("POST /api/tasks HTTP/1.1\nHost: localhost\nContent-Length: many\n\n", "must be HTTP/1.1"),
+        (f"{HANDSHAKE}\n", "missing Sec-WebSocket-Key"),
+        (f"{HANDSHAKE}{KEY}Sec-WebSocket-Version: 12\n\n", "invalid Sec-WebSocket-Version"),
+        (f"{HANDSHAKE.replace('GET', 'POST')}{KEY}\n", "must be GET"),
+    ],
+)
+def test_what_is_no_request_gets_an_error_of_the_documented_form(up: Up, request_text: str, reason: str) -> None:
+    host, port = up.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection, connection.makefile("rb") as file:
+        connection.sendall(request_text.replace("\n", "\r\n").encode())
+        head, _, body = file.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"\r\ncontent-type: application/json" in head
+    error = json.loads(body)["error"]
+    assert (error["code"], error["details"]["field"]) == ("INVALID_REQUEST", "request")
+    assert reason in error["details"]["reason"]
+
+
 def test_logs_are_followed_while_the_task_runs(up: Up, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)

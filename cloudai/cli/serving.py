@@ -13,6 +13,7 @@ import click
 import uvicorn
 
 from cloudai.api.app import create_app
+from cloudai.cli.malformed import Http
 from cloudai.cli.parts import Part, announcement, run_until_signal, together
 from cloudai.cli.place import StartRefused, listen, url_of
 from cloudai.cli.stores import opened_facade_store, opened_store, place_of, shown
@@ -77,7 +78,7 @@ def api_part(store: FacadeStore, settings: Settings, listener: socket.socket, li
             proxy_headers=False,  # the facade itself decides which forwarded addresses it believes
             server_header=False,
             lifespan="on",
-            http="httptools",
+            http=Http,
             ws_max_size=MAX_FRAME,
             ws_per_message_deflate=False,  # costs more than it saves where a message goes to many
             timeout_graceful_shutdown=CLOSING_SECONDS,

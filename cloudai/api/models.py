@@ -205,11 +205,11 @@ class WorkerList(Answer):
 class RunningTask(Answer):
     task_id: str
     user_id: str
-    started_at: str | None
+    started_at: str
 
 
 class WorkerDetails(WorkerView):
-    running_tasks: list[RunningTask] = Field(description="Those placed on it; `started_at` is null until started.")
+    running_tasks: list[RunningTask] = Field(description="Those whose container has started.")
 
 
 class ClusterStatus(Answer):

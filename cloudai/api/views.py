@@ -84,6 +84,7 @@ def worker(state: WorkerState, now: int, heartbeat_ms: int) -> Document:
 
 
 def running_task(run: Run) -> Document:
+    """Of a run that has started."""
     return {"task_id": run.task_id, "user_id": run.user_id, "started_at": maybe_instant(run.started_at)}
 
 

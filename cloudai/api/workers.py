@@ -43,8 +43,8 @@ class Workers:
             raise CloudAIError(Code.WORKER_NOT_FOUND, "Worker not found", {"worker_id": worker_id})
         state = await self._store.get_worker(worker_id)
         runs = await self._store.runs_of_worker(worker_id)
-        document = views.worker(state, now_ms(), self._heartbeat_ms)
-        return Json(document | {"running_tasks": [views.running_task(run) for run in runs]})
+        running = [views.running_task(run) for run in runs if run.started_at is not None]
+        return Json(views.worker(state, now_ms(), self._heartbeat_ms) | {"running_tasks": running})
 
     async def cluster(self, request: Request) -> Response:
         validation.query(NoQuery, request.query)

@@ -41,6 +41,8 @@ class Health:
             self._judged_at = time.monotonic()
         ready = self._checks["store"] == "ok"
         headers = [(b"x-cloudai-cluster", self._store.cluster_id.encode())]
+        if not ready:
+            headers.append((b"retry-after", b"%d" % FRESH))
         return Json({"ready": ready, "checks": self._checks}, 200 if ready else 503, headers)
 
     async def _judge(self) -> dict[str, str]:

@@ -71,6 +71,7 @@ class SqlStore:
         self._writer = Writer(writing_engine(url), file, self._committed)
         self._near: NearReader | None = None
         self._file = file
+        self._closed = False
         self._points: dict[int, asyncio.Future[Task | None]] = {}
         self._point_reader: asyncio.Task[None] | None = None
         self._source = _source(url, self._signals.foreign, lambda: self._writer.committing)
@@ -88,6 +89,7 @@ class SqlStore:
         self._source.start()
 
     async def close(self) -> None:
+        self._closed = True
         self._source.close()
         if self._near:
             self._near.close()
@@ -101,6 +103,8 @@ class SqlStore:
     # -- how reads and commits happen
 
     async def _read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._closed:
+            raise unavailable("the store is closed")
         return await asyncio.get_running_loop().run_in_executor(
             self._readers, self._query, time.monotonic(), lambda connection: query(connection, *args, **kwargs)
         )

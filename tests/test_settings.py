@@ -26,6 +26,7 @@ def test_defaults_are_those_of_the_documents() -> None:
     settings = load()
     assert (settings.host, settings.port) == ("127.0.0.1", 8080)
     assert (settings.heartbeat_seconds, settings.lease_seconds, settings.stop_grace_seconds) == (10, 300, 10)
+    assert settings.telemetry_seconds == 5
     assert (settings.rate_limit_submit, settings.rate_limit_status, settings.rate_limit_websockets) == (
         "10/minute",
         "60/minute",

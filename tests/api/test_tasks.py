@@ -12,7 +12,7 @@ import pytest
 from cloudai.api.models import TaskList, TaskSummary, TaskView
 from cloudai.errors import Code
 from cloudai.settings import Settings
-from tests.api.conftest import BODY, OBEDIENT, TOO_LARGE, Facade, error_of
+from tests.api.conftest import BODY, OBEDIENT, STARTLESS, TOO_LARGE, Facade, error_of
 
 ODD_IDS = [
     "task-",
@@ -161,6 +161,15 @@ async def test_an_unknown_or_odd_worker_is_not_found(shared_facade: Facade) -> N
         answer = await shared_facade.http.get(f"/api/workers/{worker_id}")
         assert answer.status_code == 404, worker_id
         assert (await error_of(answer))["code"] == ("ROUTE_NOT_FOUND" if "%2F" in worker_id else "WORKER_NOT_FOUND")
+
+
+async def test_a_worker_lists_the_tasks_that_have_started(facade: Facade) -> None:
+    running = await facade.running()
+    waiting = await facade.submit(**STARTLESS)
+    await facade.world.place(waiting)
+    worker = (await facade.http.get(f"/api/workers/{facade.world.worker_id}")).json()
+    assert [task["task_id"] for task in worker["running_tasks"]] == [running]
+    assert worker["running"] == 2
 
 
 async def test_an_idempotency_key_gives_the_first_answer_again(facade: Facade) -> None:

@@ -16,6 +16,7 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from cloudai.settings import Settings
+from cloudai.store.protocol import Heartbeat
 from cloudai.store.sql import SqlStore
 from tests.api.conftest import PATIENCE, STARTLESS, TOO_LARGE, Facade, Server, serving
 from tests.store.values import WORKER
@@ -105,6 +106,14 @@ async def test_a_pending_task_is_shown(facade: Facade) -> None:
 
 
 # ---- the facade's own
+
+
+async def test_what_a_worker_told_of_its_machine_is_passed_on(store: SqlStore, server: Server) -> None:
+    await store.register_worker(WORKER)
+    await store.record_heartbeats([Heartbeat("worker-1", WORKER.identity, 1731753000_999, True, None, 45.2, 60.1)])
+    async with websockets.connect(url(server), proxy=None) as socket:
+        (worker,) = (await told(socket, "telemetry_update"))["workers"]
+    assert (worker["cpu_usage"], worker["memory_usage"], worker["last_heartbeat"]) == (45.2, 60.1, 1731753000)
 
 
 async def test_five_connections_an_address(store: SqlStore, tmp_path: Path) -> None:

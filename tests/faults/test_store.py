@@ -67,6 +67,10 @@ def test_a_database_server_that_was_away_disturbs_no_task(make_cluster: MakeClus
         eventually("it started", lambda: witness.count("start")[task_id])
         server.stop()
         eventually("the API notices", lambda: cluster.http.get("/readyz").status_code == 503)
+        verdict = cluster.http.get("/readyz").json()
+        assert verdict["ready"] is False
+        assert verdict["checks"]["store"] != "ok"
+        assert "unknown" in verdict["checks"]["controller"]
         refused(cluster.http.post(f"/api/tasks/{task_id}/cancel"))
         refused(cluster.http.get(f"/api/tasks/{task_id}"))
         server.start()

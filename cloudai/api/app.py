@@ -23,6 +23,7 @@ from cloudai.api.clients import Clients
 from cloudai.api.crew import Crew
 from cloudai.api.health import Health
 from cloudai.api.hosts import HostCheck
+from cloudai.api.places import Places
 from cloudai.api.ratelimit import RateLimit
 from cloudai.api.routing import Disconnected, Path, Paths, Request, no_route
 from cloudai.api.task_logs import TaskLogs
@@ -87,7 +88,8 @@ def create_app(store: FacadeStore, settings: Settings) -> Starlette:
     changes = Changes(store)
     limits = RateLimit(settings, clients) if settings.rate_limit_enabled else None
     hub = AgentHub(store.agents, settings) if store.agents is not None else None
-    telemetry = Telemetry(store, settings, changes, clients, metrics)
+    places = Places(settings.rate_limit_websockets, clients, limits.redis) if limits is not None else None
+    telemetry = Telemetry(store, settings, changes, places, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:

@@ -53,10 +53,17 @@ class RateLimit:
                 retry_after=wait,
             )
 
+    @property
+    def redis(self) -> Any | None:
+        """The client of the Redis that counts, where one does."""
+        if not isinstance(self._storage, RedisStorage):
+            return None
+        bridge: Any = self._storage.bridge
+        return bridge.storage
+
     async def close(self) -> None:
-        if isinstance(self._storage, RedisStorage):
-            bridge: Any = self._storage.bridge
-            await bridge.storage.aclose()
+        if self.redis is not None:
+            await self.redis.aclose()
 
     def _kind(self, scope: Scope) -> tuple[RateLimitItem, str] | None:
         path: str = scope["path"]

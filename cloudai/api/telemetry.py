@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,10 +18,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from cloudai.api import views
 from cloudai.api.answers import envelope
 from cloudai.api.changes import Changes
-from cloudai.api.clients import Clients
 from cloudai.api.convert import instant, maybe_instant
+from cloudai.api.places import Places
 from cloudai.api.workers import now_ms
-from cloudai.errors import CloudAIError, Code
+from cloudai.errors import CloudAIError
 from cloudai.metrics import Metrics
 from cloudai.resources import Task, TaskStatus, WorkerState
 from cloudai.settings import Settings
@@ -52,16 +51,17 @@ class _Client:
 
 
 class Telemetry:
+    """`places`: None for as many connections as anybody likes."""
+
     def __init__(
-        self, store: FacadeStore, settings: Settings, changes: Changes, clients: Clients, metrics: Metrics
+        self, store: FacadeStore, settings: Settings, changes: Changes, places: Places | None, metrics: Metrics
     ) -> None:
         self._store = store
         self._settings = settings
         self._changes = changes
-        self._clients = clients
+        self._places = places
         self._metrics = metrics
         self._connected: set[_Client] = set()
-        self._addresses: Counter[str] = Counter()
         self._work: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._changed: dict[str, str] = {}
@@ -70,21 +70,15 @@ class Telemetry:
     # -- one client
 
     async def connect(self, websocket: WebSocket) -> None:
-        address = self._clients.address(websocket.scope)
-        limit = self._settings.rate_limit_websockets
-        if self._settings.rate_limit_enabled and self._addresses[address] >= limit:
-            text = f"An address may hold {limit} telemetry connections; close one first"
-            error = CloudAIError(Code.RATE_LIMITED, text, {"limit": limit}, retry_after=1)
-            await websocket.send_denial_response(envelope(error))
-            return
-        self._addresses[address] += 1
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            if self._places is not None:
+                try:
+                    await stack.enter_async_context(self._places.taken(websocket.scope))
+                except CloudAIError as error:
+                    await websocket.send_denial_response(envelope(error))
+                    return
             await websocket.accept()
             await self._serve(websocket)
-        finally:
-            self._addresses[address] -= 1
-            if not self._addresses[address]:
-                del self._addresses[address]
 
     async def _serve(self, websocket: WebSocket) -> None:
         client = _Client()

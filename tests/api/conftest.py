@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from cloudai.documents import body_of
 from cloudai.settings import Settings
 from cloudai.store.protocol import FacadeStore
 from cloudai.store.sql import SqlStore, open_store
+from tests.engines import missing
 from tests.store import worlds
 from tests.store.worlds import World
 
@@ -167,6 +170,27 @@ async def shared_facade(shared_world: World, settings: Settings) -> AsyncIterato
     """Over each kind of store, where tasks are placed; other tests may have left some."""
     async with facing(shared_world, settings) as facade:
         yield facade
+
+
+@pytest.fixture
+def redis_url() -> Iterator[str]:
+    """A Redis of this test's own."""
+    program = shutil.which("redis-server")
+    if program is None:
+        missing("Redis", "apt-get install redis-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [program, "--port", str(port), "--save", "", "--bind", "127.0.0.1"], stdout=subprocess.PIPE
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if b"Ready to accept" in line:
+            break
+    yield f"redis://127.0.0.1:{port}"
+    process.terminate()
+    process.communicate()
 
 
 async def submit(api: httpx.AsyncClient, **fields: Any) -> str:

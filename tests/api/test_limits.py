@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,6 @@ import redis
 from cloudai.settings import Settings
 from cloudai.store.sql import SqlStore
 from tests.api.conftest import BODY, client_of, error_of
-from tests.engines import missing
 
 
 def limited(tmp_path: Path, **fields: Any) -> Settings:
@@ -78,27 +73,6 @@ async def test_forwarded_addresses_of_strangers_are_not_believed(store: SqlStore
     async with client_of(store, limited(tmp_path, rate_limit_submit="1/hour"), "10.1.1.1") as api:
         assert await statuses(api, 1, headers={"X-Forwarded-For": "1.2.3.4"}) == [200]
         assert await statuses(api, 1, headers={"X-Forwarded-For": "1.2.3.5"}) == [429]
-
-
-@pytest.fixture
-def redis_url() -> Iterator[str]:
-    """A Redis of this test's own."""
-    program = shutil.which("redis-server")
-    if program is None:
-        missing("Redis", "apt-get install redis-server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [program, "--port", str(port), "--save", "", "--bind", "127.0.0.1"], stdout=subprocess.PIPE
-    )
-    assert process.stdout
-    for line in process.stdout:
-        if b"Ready to accept" in line:
-            break
-    yield f"redis://127.0.0.1:{port}"
-    process.terminate()
-    process.communicate()
 
 
 async def test_two_servers_count_together_in_redis(store: SqlStore, tmp_path: Path, redis_url: str) -> None:

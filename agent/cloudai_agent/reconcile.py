@@ -222,7 +222,10 @@ def _verdict(view: View, wish: Run, container: Container) -> tuple[RunPhase, str
     if wish.stop_requested:
         return RunPhase.STOPPED, Reason.CANCELLED, "Stopped as asked."
     if view.cause is Cause.FENCED:
-        text = "The worker was cut off for longer than its lease and stopped the container."
+        text = (
+            "The worker was cut off for longer than its lease and stopped the container; "
+            "check its network to the server."
+        )
         return RunPhase.LOST, Reason.WORKER_LOST, text
     if view.cause is Cause.STORAGE:
         text = f"The container wrote more than the {_gib(wish.resources.storage)} it asked for; raise req_storage."

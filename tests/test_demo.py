@@ -70,12 +70,14 @@ def named(client: docker.DockerClient, image: str) -> Iterator[None]:
     """Within the block there is an image called busybox, so that the demo asks no registry on the internet."""
     try:
         client.images.get("busybox:latest")
+        made = False
     except ImageNotFound:
-        client.images.get(image).tag("busybox", "latest")
+        made = client.images.get(image).tag("busybox", "latest")
+    try:
         yield
-        client.images.remove("busybox:latest")
-    else:
-        yield
+    finally:
+        if made:
+            client.images.remove("busybox:latest")
 
 
 def every(client: docker.DockerClient) -> tuple[set[str | None], set[str | None]]:

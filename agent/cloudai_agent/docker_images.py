@@ -61,6 +61,8 @@ def pull(
                     " network, or raise the worker's pull timeout."
                 )
                 raise RunRefused(Reason.IMAGE_PULL_TIMEOUT, text)
+            if layers:  # who hears of it only now and then shall hear of the last before a silence, too
+                progress(_summary(image, layers))
             continue
         if "error" in line:
             raise refusal(image, str(line["error"]))

@@ -37,9 +37,10 @@ class Proxy:
     def cut(self) -> None:
         self._open.clear()
 
-    def cut_after(self, size: int) -> None:
-        """Cut once the target has answered `size` bytes more, to all connections together."""
+    def let_through(self, size: int) -> None:
+        """Mended until the target has answered `size` bytes more, to all connections together; then cut."""
         self._left = size
+        self._open.set()
 
     def mend(self) -> None:
         self._left = None

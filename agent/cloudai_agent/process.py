@@ -151,7 +151,9 @@ class ProcessRuntime:
         try:
             run = json.loads((home / "run.json").read_bytes())
         except FileNotFoundError:
-            raise RunRefused(Reason.START_FAILED, f"The directory of this run, {home}, is gone.") from None
+            raise RunRefused(
+                Reason.START_FAILED, f"The directory of this run, {home}, is gone; submit the task again."
+            ) from None
         _check(run["command"][0], home / "work", run["environment"]["PATH"])
         shim = spawn(home, run["command"], run["environment"])
         self._await(run_id, shim)

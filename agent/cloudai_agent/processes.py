@@ -106,7 +106,10 @@ def spawn(home: Path, command: Sequence[str], environment: Mapping[str, str]) ->
     over = False
     while (shim := Shim.of(home)) is None:  # a short command may have begun and ended before the first look
         if over:
-            raise RunRefused(Reason.START_FAILED, f"The shell that runs the command did not begin in {home}.")
+            raise RunRefused(
+                Reason.START_FAILED,
+                f"The shell that runs the command did not begin in {home}; look at the worker, then submit it again.",
+            )
         time.sleep(0.001)
         over = time.monotonic() > deadline or os.waitpid(pid, os.WNOHANG)[0] != 0
     return shim

@@ -151,7 +151,7 @@ def test_a_pull_is_given_up_while_the_registry_is_silent(runtime: Runtime, silen
         ("manifest unknown: manifest unknown", False, "ImageNotFound", "check name and tag"),
         ("unauthorized: authentication required", False, "ImagePullFailed", "docker login"),
         ("toomanyrequests: You have reached your pull rate limit", False, "ImagePullFailed", "check the registry"),
-        ("invalid reference format", False, "InvalidImageName", "no image name"),
+        ("invalid reference format", False, "InvalidImageName", "correct it"),
     ],
 )
 def test_a_registrys_words_have_a_reason_and_an_advice(words: str, missing: bool, reason: str, advice: str) -> None:

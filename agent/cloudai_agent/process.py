@@ -1,8 +1,8 @@
 """No engine: tasks as plain processes of this user, for trying CloudAI out. Nothing is isolated and no amount is enforced.
 
 A run has a directory. `run.json` says what to run; a small shell process (the shim) in a session of its own runs it with
-both streams in `log`, writes `pid` before it begins and `exit` when the command has ended. All is read back from there, so
-that a new agent finds what an earlier one started. Exit codes are what Docker would say.
+both streams in `log`, writes `pid` before it begins and into `exit` when the command has ended. All is read back from
+there, so that a new agent finds what an earlier one started. Exit codes are what Docker would say.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import psutil
 from cloudai.resources import Reason, Resources, Run
 from cloudai.settings import Settings
 from cloudai_agent import gpus
-from cloudai_agent.processes import Shim, die, ended_by, processes_of, spawn
+from cloudai_agent.processes import EXIT_PLACE, Shim, die, ended_by, processes_of, spawn
 from cloudai_agent.runtime import Container, ContainerState, RunRefused, device_list
 
 LOOK_SECONDS = 0.05  # how often a log is looked at for more
@@ -141,6 +141,7 @@ class ProcessRuntime:
         }
         text = {"task_id": run.task_id, "attempt": run.attempt, "command": command, "environment": environment}
         (new / "run.json").write_text(json.dumps(text))
+        (new / "exit").write_text(EXIT_PLACE)
         (new / "log").touch()
         new.rename(home)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import httpx
+import psutil
 import pytest
 
 from tests.e2e.cluster import Cluster, eventually
@@ -133,4 +134,26 @@ def test_what_ended_just_before_its_engine_was_killed_is_a_success(
         task = cluster.until(task_id, "completed")
     assert (task["exit_code"], task["attempt"]) == (0, 1)
     assert cluster.logs(task_id) == "before\nafter\n"
+    eventually("nothing is left", lambda: not place.running(cluster))
+
+
+def test_what_ended_while_its_engine_was_away_is_told_when_it_is_back(
+    lasting: PrivateDocker, make_cluster: MakeCluster
+) -> None:
+    cluster, place = working(make_cluster, lasting)
+    with Witness() as witness, Gate() as gate:
+        task_id = cluster.submit(place.image, f"echo before; {gate.wait}; {witness.say('end')}; exit 3")
+        cluster.until(task_id, "running")
+        eventually("its log is there", lambda: cluster.logs(task_id) == "before\n")
+        (container,) = place.containers(cluster)
+        pid = container.attrs["State"]["Pid"]
+        lasting.stop()
+        until_down(cluster)
+        gate.open()
+        eventually("it ends", lambda: witness.count("end")[task_id] and not psutil.pid_exists(pid))
+        lasting.start()
+        until_back(cluster)
+        task = cluster.until(task_id, "failed")
+    assert (task["reason"], task["exit_code"], task["attempt"]) == ("ExitCode", 3, 1)
+    assert cluster.logs(task_id) == "before\n"
     eventually("nothing is left", lambda: not place.running(cluster))

@@ -127,22 +127,15 @@ class ProcessRuntime:
         if home.exists():
             return
         new = self._ours / f".new-{run.run_id}"
-        (new / "work").mkdir(parents=True, exist_ok=True)
         command = ["/bin/sh", "-c", run.command] if isinstance(run.command, str) else list(run.command)
-        devices = device_list(run.gpus)
-        environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": str(home / "work"),
-            "LANG": os.environ.get("LANG", "C.UTF-8"),
-            "CLOUDAI_TASK_ID": run.task_id,
-            "CLOUDAI_ATTEMPT": str(run.attempt),
-            "CUDA_VISIBLE_DEVICES": devices,
-            "NVIDIA_VISIBLE_DEVICES": devices or "void",
-        }
-        text = {"task_id": run.task_id, "attempt": run.attempt, "command": command, "environment": environment}
-        (new / "run.json").write_text(json.dumps(text))
-        (new / "exit").write_text(EXIT_PLACE)
-        (new / "log").touch()
+        try:
+            _prepare(new, home, run, command)
+        except OSError as error:
+            _remove_tree(new)
+            raise RunRefused(
+                Reason.START_FAILED,
+                f"The worker cannot write to {self._ours} ({error.strerror}); make room there, then submit the task again.",
+            ) from None
         new.rename(home)
 
     def start(self, run_id: str) -> None:
@@ -266,6 +259,25 @@ class ProcessRuntime:
         with self._lock:
             for listener in self._listeners:
                 listener.put(None)
+
+
+def _prepare(new: Path, home: Path, run: Run, command: list[str]) -> None:
+    """What a run needs that will live in `home`, in a directory of another name, so that it is there whole or not at all."""
+    (new / "work").mkdir(parents=True, exist_ok=True)
+    devices = device_list(run.gpus)
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(home / "work"),
+        "LANG": os.environ.get("LANG", "C.UTF-8"),
+        "CLOUDAI_TASK_ID": run.task_id,
+        "CLOUDAI_ATTEMPT": str(run.attempt),
+        "CUDA_VISIBLE_DEVICES": devices,
+        "NVIDIA_VISIBLE_DEVICES": devices or "void",
+    }
+    text = {"task_id": run.task_id, "attempt": run.attempt, "command": command, "environment": environment}
+    (new / "run.json").write_text(json.dumps(text))
+    (new / "exit").write_text(EXIT_PLACE)
+    (new / "log").touch()
 
 
 def _check(program: str, work: Path, path: str) -> None:

@@ -281,6 +281,35 @@ def test_docker_without_an_engine_is_refused(data_dir: Path, monkeypatch: pytest
     assert "--runtime process" in refused(data_dir, "--runtime", "docker", "--port", "0")
 
 
+@pytest.mark.docker
+def test_auto_takes_docker_where_an_engine_answers_and_then_does_not_do_without(
+    data_dir: Path, docker_host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Up(data_dir, "--runtime", "auto", DOCKER_HOST=docker_host)
+    assert "runtime docker: the Docker engine answers" in first.block
+    assert "WARNING" not in first.block
+    first.stop()
+    monkeypatch.setitem(SETTINGS, "DOCKER_HOST", f"unix://{data_dir}/none.sock")
+    said = refused(data_dir, "--runtime", "auto", "--port", "0")
+    assert "The Docker engine does not answer (there is no socket). This worker has used Docker before" in said
+    assert "start the engine, or give up on them with --runtime process" in said
+
+
+@pytest.mark.docker
+def test_auto_without_an_engine_takes_processes_says_so_in_one_line_and_stays_with_them(
+    data_dir: Path, docker_host: str
+) -> None:
+    first = Up(data_dir, "--runtime", "auto", DOCKER_HOST=f"unix://{data_dir}/none.sock")
+    (line,) = [line for line in first.block.splitlines() if "Docker" in line]
+    assert "runtime process: no Docker engine answers: The Docker engine does not answer (there is no socket)" in line
+    (warning,) = [line for line in first.block.splitlines() if "WARNING" in line]
+    assert "plain processes" in warning
+    first.stop()
+    second = Up(data_dir, "--runtime", "auto", DOCKER_HOST=docker_host)
+    assert "runtime process: as before; --runtime docker changes it" in second.block
+    second.stop()
+
+
 @pytest.mark.parametrize("content", [None, b"no database" * 500], ids=["a directory", "another file"])
 def test_a_store_that_cannot_be_opened_is_refused(data_dir: Path, content: bytes | None) -> None:
     place = data_dir / "cloudai.db"

@@ -26,7 +26,7 @@ from cloudai.settings import Settings
 from cloudai_agent import docker_images
 from cloudai_agent.docker_calls import CALL_SECONDS, answering, engine_words, shut, stream_payloads
 from cloudai_agent.docker_config import CLUSTER, TASK, WORKER, Engine, container_config, container_of, start_reason
-from cloudai_agent.runtime import Container, ContainerState, EngineDown, RunRefused
+from cloudai_agent.runtime import Container, ContainerState, EngineDown, RunRefused, engine_says
 
 log = logging.getLogger("cloudai.agent")
 
@@ -152,7 +152,7 @@ class DockerRuntime:
 
     def _create_failed(self, run: Run, error: APIError) -> None:
         words = engine_words(error)
-        reason, text = Reason.START_FAILED, f"The engine says: {words}"
+        reason, text = Reason.START_FAILED, engine_says(words)
         if error.status_code == requests.codes.conflict:
             if self.container(run.run_id) is not None:
                 return  # made by this agent before it was killed
@@ -161,7 +161,7 @@ class DockerRuntime:
             reason = Reason.IMAGE_NOT_FOUND
             text = f"The image {run.image} is not on this worker any more; submit the task again."
         elif "invalid reference" in words:
-            reason, text = Reason.INVALID_IMAGE_NAME, f"{run.image} is no image name ({words})."
+            reason, text = Reason.INVALID_IMAGE_NAME, f"{run.image} is no image name ({words}); correct it."
         elif "no command specified" in words.lower():
             text = f"The image {run.image} has no command of its own; give the task a command."
         raise RunRefused(reason, text) from None
@@ -179,7 +179,7 @@ class DockerRuntime:
                 self._api.start(self._ids[run_id])
             except APIError as error:
                 words = engine_words(error)
-                reason, text = start_reason(words), f"The engine says: {words}"
+                reason, text = start_reason(words), engine_says(words)
                 if reason is Reason.COMMAND_NOT_FOUND:
                     text = f"The image has no such command ({words}); check its spelling and what the image holds."
                 elif "device driver" in words:

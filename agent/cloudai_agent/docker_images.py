@@ -33,7 +33,10 @@ def has_image(api: Any, image: str, policy: str) -> bool:
             api.inspect_image(image)
         except ImageNotFound:
             if policy == "never":
-                text = f"The image {image} is not on this worker, and its pull policy is never to pull."
+                text = (
+                    f"The image {image} is not on this worker, and its pull policy is never to pull; load it there, or set"
+                    " CLOUDAI_PULL_POLICY=missing for the agent."
+                )
                 raise RunRefused(Reason.IMAGE_NOT_FOUND, text) from None
             return False
         except APIError as error:
@@ -61,6 +64,8 @@ def pull(
                     " network, or raise the worker's pull timeout."
                 )
                 raise RunRefused(Reason.IMAGE_PULL_TIMEOUT, text)
+            if layers:  # who hears of it only now and then shall hear of the last before a silence, too
+                progress(_summary(image, layers))
             continue
         if "error" in line:
             raise refusal(image, str(line["error"]))
@@ -138,7 +143,7 @@ def refusal(image: str, words: str, *, missing: bool = False) -> RunRefused:
     """The engine's words about an image as a reason."""
     low = words.lower()
     if "invalid reference" in low or "invalid repository name" in low:
-        return RunRefused(Reason.INVALID_IMAGE_NAME, f"{image} is no image name ({words}).")
+        return RunRefused(Reason.INVALID_IMAGE_NAME, f"{image} is no image name ({words}); correct it.")
     if missing or "manifest unknown" in low or "repository name not known" in low:
         # A registry does not tell an image that is missing from one that is not shown.
         hint = "log in on the worker with `docker login` if it is private" if "denied" in low else "check name and tag"

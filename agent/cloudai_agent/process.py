@@ -1,8 +1,8 @@
 """No engine: tasks as plain processes of this user, for trying CloudAI out. Nothing is isolated and no amount is enforced.
 
 A run has a directory. `run.json` says what to run; a small shell process (the shim) in a session of its own runs it with
-both streams in `log`, writes `pid` before it begins and `exit` when the command has ended. All is read back from there, so
-that a new agent finds what an earlier one started. Exit codes are what Docker would say.
+both streams in `log`, writes `pid` before it begins and into `exit` when the command has ended. All is read back from
+there, so that a new agent finds what an earlier one started. Exit codes are what Docker would say.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import psutil
 from cloudai.resources import Reason, Resources, Run
 from cloudai.settings import Settings
 from cloudai_agent import gpus
-from cloudai_agent.processes import Shim, die, ended_by, processes_of, spawn
+from cloudai_agent.processes import EXIT_PLACE, Shim, die, ended_by, processes_of, spawn
 from cloudai_agent.runtime import Container, ContainerState, RunRefused, device_list
 
 LOOK_SECONDS = 0.05  # how often a log is looked at for more
@@ -127,21 +127,15 @@ class ProcessRuntime:
         if home.exists():
             return
         new = self._ours / f".new-{run.run_id}"
-        (new / "work").mkdir(parents=True, exist_ok=True)
         command = ["/bin/sh", "-c", run.command] if isinstance(run.command, str) else list(run.command)
-        devices = device_list(run.gpus)
-        environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": str(home / "work"),
-            "LANG": os.environ.get("LANG", "C.UTF-8"),
-            "CLOUDAI_TASK_ID": run.task_id,
-            "CLOUDAI_ATTEMPT": str(run.attempt),
-            "CUDA_VISIBLE_DEVICES": devices,
-            "NVIDIA_VISIBLE_DEVICES": devices or "void",
-        }
-        text = {"task_id": run.task_id, "attempt": run.attempt, "command": command, "environment": environment}
-        (new / "run.json").write_text(json.dumps(text))
-        (new / "log").touch()
+        try:
+            _prepare(new, home, run, command)
+        except OSError as error:
+            _remove_tree(new)
+            raise RunRefused(
+                Reason.START_FAILED,
+                f"The worker cannot write to {self._ours} ({error.strerror}); make room there, then submit the task again.",
+            ) from None
         new.rename(home)
 
     def start(self, run_id: str) -> None:
@@ -151,7 +145,9 @@ class ProcessRuntime:
         try:
             run = json.loads((home / "run.json").read_bytes())
         except FileNotFoundError:
-            raise RunRefused(Reason.START_FAILED, f"The directory of this run, {home}, is gone.") from None
+            raise RunRefused(
+                Reason.START_FAILED, f"The directory of this run, {home}, is gone; submit the task again."
+            ) from None
         _check(run["command"][0], home / "work", run["environment"]["PATH"])
         shim = spawn(home, run["command"], run["environment"])
         self._await(run_id, shim)
@@ -263,6 +259,25 @@ class ProcessRuntime:
         with self._lock:
             for listener in self._listeners:
                 listener.put(None)
+
+
+def _prepare(new: Path, home: Path, run: Run, command: list[str]) -> None:
+    """What a run needs that will live in `home`, in a directory of another name, so that it is there whole or not at all."""
+    (new / "work").mkdir(parents=True, exist_ok=True)
+    devices = device_list(run.gpus)
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(home / "work"),
+        "LANG": os.environ.get("LANG", "C.UTF-8"),
+        "CLOUDAI_TASK_ID": run.task_id,
+        "CLOUDAI_ATTEMPT": str(run.attempt),
+        "CUDA_VISIBLE_DEVICES": devices,
+        "NVIDIA_VISIBLE_DEVICES": devices or "void",
+    }
+    text = {"task_id": run.task_id, "attempt": run.attempt, "command": command, "environment": environment}
+    (new / "run.json").write_text(json.dumps(text))
+    (new / "exit").write_text(EXIT_PLACE)
+    (new / "log").touch()
 
 
 def _check(program: str, work: Path, path: str) -> None:

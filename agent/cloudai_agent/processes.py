@@ -15,13 +15,15 @@ import psutil
 from cloudai.resources import Reason
 from cloudai_agent.runtime import RunRefused
 
+EXIT_PLACE = "    \n"  # what `exit` holds until the command has ended
 MARK = "CLOUDAI_RUN_DIR"  # in the environment of every process of a run: finds those that left its session
 START_SECONDS = 10.0  # longest time for the shim to begin
 KILLED = 137
 
 # $0 is the run's directory, "$@" the command. `pid` is written before anything else and never twice (set -C): whoever comes
 # second ends at once, so a command starts once even where the agent died while it started it. The shim itself outlives a
-# TERM to its group, since it has to write `exit`; at last it ends what the command left behind in the group, and itself.
+# TERM to its group, since it has to write `exit`, over what holds the place (<>), since the disk may be full by then; at last
+# it ends what the command left behind in the group, and itself.
 SHIM = r"""
 trap 'told=1' TERM INT HUP
 set -C
@@ -29,9 +31,9 @@ read -r boot </proc/sys/kernel/random/boot_id
 read -r stat <"/proc/$$/stat"
 echo "$boot $stat" >"$0/pid" || exit 1
 set +C
-[ -z "$told" ] || { echo 143 >"$0/exit"; exit; }
+[ -z "$told" ] || { echo 143 1<>"$0/exit"; exit; }
 ( cd "$0/work" && exec "$@" ) </dev/null >>"$0/log" 2>&1
-echo $? >"$0/exit"
+echo $? 1<>"$0/exit"
 kill -KILL 0
 """
 
@@ -106,7 +108,10 @@ def spawn(home: Path, command: Sequence[str], environment: Mapping[str, str]) ->
     over = False
     while (shim := Shim.of(home)) is None:  # a short command may have begun and ended before the first look
         if over:
-            raise RunRefused(Reason.START_FAILED, f"The shell that runs the command did not begin in {home}.")
+            raise RunRefused(
+                Reason.START_FAILED,
+                f"The shell that runs the command did not begin in {home}; look at the worker, then submit it again.",
+            )
         time.sleep(0.001)
         over = time.monotonic() > deadline or os.waitpid(pid, os.WNOHANG)[0] != 0
     return shim

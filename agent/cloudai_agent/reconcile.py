@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cloudai.resources import Reason, Run, RunPhase
-from cloudai_agent.runtime import Container, ContainerState
+from cloudai_agent.runtime import Container, ContainerState, engine_says
 
 KILLED = 137  # exit codes of a process ended by KILL and by TERM
 TERMINATED = 143
@@ -177,7 +177,7 @@ def _created(view: View, wish: Run, container: Container) -> Step:
                 phase=RunPhase.FAILED,
                 finished_at=view.now,
                 reason=Reason.START_FAILED,
-                message=f"The engine says: {container.error}",
+                message=engine_says(container.error),
             )
         return Start()
     return Tell(
@@ -222,7 +222,10 @@ def _verdict(view: View, wish: Run, container: Container) -> tuple[RunPhase, str
     if wish.stop_requested:
         return RunPhase.STOPPED, Reason.CANCELLED, "Stopped as asked."
     if view.cause is Cause.FENCED:
-        text = "The worker was cut off for longer than its lease and stopped the container."
+        text = (
+            "The worker was cut off for longer than its lease and stopped the container; "
+            "check its network to the server."
+        )
         return RunPhase.LOST, Reason.WORKER_LOST, text
     if view.cause is Cause.STORAGE:
         text = f"The container wrote more than the {_gib(wish.resources.storage)} it asked for; raise req_storage."
@@ -239,7 +242,7 @@ def _verdict(view: View, wish: Run, container: Container) -> tuple[RunPhase, str
         text = "A command was not found in the image (exit code 127); check its spelling, and see the logs."
         return RunPhase.FAILED, Reason.COMMAND_NOT_FOUND, text
     if container.error and container.started_at is None:
-        return RunPhase.FAILED, Reason.START_FAILED, f"The engine says: {container.error}"
+        return RunPhase.FAILED, Reason.START_FAILED, engine_says(container.error)
     return RunPhase.FAILED, Reason.EXIT_CODE, _exit_words(container.exit_code)
 
 

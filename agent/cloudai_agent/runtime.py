@@ -116,6 +116,13 @@ class Runtime(Protocol):
         ...
 
 
+def engine_says(words: str) -> str:
+    """The message of an attempt that did not start for what the engine's own words say best."""
+    return (
+        f"The engine says: {words}; correct what it names, in the task, its image or the worker, and submit it again."
+    )
+
+
 def device_list(gpus: tuple[GpuShare, ...]) -> str:
     """The devices of a run as `0,3`: for NVIDIA_VISIBLE_DEVICES and Docker's device requests."""
     return ",".join(str(share.device) for share in gpus)

@@ -70,6 +70,22 @@ def test_a_container_gains_no_privileges(on_docker: Bench, engine: docker.Docker
     assert host["Privileged"] is False
 
 
+def test_by_default_a_container_lacks_what_it_hardly_ever_needs(on_docker: Bench, engine: docker.DockerClient) -> None:
+    """As the agent of an operator who set nothing makes it; what is asserted is what docs/security.md promises."""
+    run = on_docker.run("grep -e ^CapBnd -e ^NoNewPrivs /proc/self/status")
+    runtime = on_docker.open()
+    end, text = finished(runtime, run)
+    host = described(engine, run)
+    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["CapDrop"] == ["NET_RAW", "MKNOD", "AUDIT_WRITE", "SETFCAP", "NET_BIND_SERVICE", "SYS_CHROOT"]
+    assert (host["CapAdd"], host["Privileged"], host["Binds"]) == (None, False, None)
+    assert end.exit_code == 0
+    held = dict(line.split(":\t") for line in text.decode().splitlines())
+    assert held["NoNewPrivs"] == "1"
+    kept = {bit for bit in range(64) if int(held["CapBnd"], 16) >> bit & 1}
+    assert kept == {0, 1, 3, 4, 5, 6, 7, 8}  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP
+
+
 def test_amounts_below_what_the_engine_takes_are_raised(on_docker: Bench, runtime: Runtime) -> None:
     end, _ = finished(runtime, on_docker.run("true", cpu=1, memory=1))
     assert end.exit_code == 0

@@ -17,6 +17,7 @@ from docker.errors import ImageNotFound
 from cloudai_agent.docker_images import refusal
 from cloudai_agent.runtime import RunRefused, Runtime
 from tests.agent.conftest import MIB, Bench
+from tests.engines.proxy import Proxy
 from tests.engines.registry import free_port
 
 pytestmark = pytest.mark.docker
@@ -69,6 +70,17 @@ def test_an_image_is_fetched_and_its_progress_told(runtime: Runtime, pushed: str
     assert runtime.has_image(pushed)
     assert told
     assert all(text.startswith(f"Pulling {pushed}: ") for text in told)
+
+
+def test_how_far_it_is_is_told_again_while_nothing_comes(runtime: Runtime, pushed: str, registry: str) -> None:
+    told: list[str] = []
+    host, _, port = registry.rpartition(":")
+    with Proxy(int(port)) as network:
+        network.let_through(2 * MIB)
+        image = pushed.replace(registry, f"{host}:{network.port}")
+        runtime.pull(image, told.append, lambda: len(told) > 1 and told[-1] == told[-2])
+        assert not runtime.has_image(image)
+    assert told[-1] == told[-2]
 
 
 def test_an_image_of_a_digest_is_fetched(runtime: Runtime, pushed: str, engine: docker.DockerClient) -> None:
@@ -139,7 +151,7 @@ def test_a_pull_is_given_up_while_the_registry_is_silent(runtime: Runtime, silen
         ("manifest unknown: manifest unknown", False, "ImageNotFound", "check name and tag"),
         ("unauthorized: authentication required", False, "ImagePullFailed", "docker login"),
         ("toomanyrequests: You have reached your pull rate limit", False, "ImagePullFailed", "check the registry"),
-        ("invalid reference format", False, "InvalidImageName", "no image name"),
+        ("invalid reference format", False, "InvalidImageName", "correct it"),
     ],
 )
 def test_a_registrys_words_have_a_reason_and_an_advice(words: str, missing: bool, reason: str, advice: str) -> None:

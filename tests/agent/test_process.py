@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from cloudai.resources import GpuShare
 from cloudai_agent import gpus, telemetry
 from cloudai_agent.processes import Shim
 from cloudai_agent.runtime import ContainerState, RunRefused, Runtime
-from tests.agent.conftest import MIB, Bench, ended, eventually, finished, found, started
+from tests.agent.conftest import MIB, Bench, bench_of, ended, eventually, finished, found, started
 
 
 @pytest.fixture
@@ -120,6 +121,41 @@ def test_a_shim_that_was_killed_tells_of_it_and_leaves_nobody(on_processes: Benc
     assert end.error
     assert (end.finished_at or 0) >= killed_at
     assert not command.is_running() or command.status() == psutil.STATUS_ZOMBIE
+
+
+def fill(disk: Path) -> None:
+    """Leave no room."""
+    with (disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while ballast.write(b"x" * 4096):
+            pass
+
+
+def test_a_worker_without_room_refuses_a_run_and_says_why(small_disk: Path) -> None:
+    with bench_of("process", small_disk, "ignored") as bench:
+        runtime = bench.open()
+        run = bench.run("true")
+        fill(small_disk)
+        with pytest.raises(RunRefused, match=r"No space left on device.*make room there") as refused:
+            runtime.create(run)
+        assert refused.value.reason == "StartFailed"
+        assert runtime.containers() == []
+        (small_disk / "ballast").unlink()
+        assert finished(runtime, run)[0].exit_code == 0
+
+
+def test_how_a_command_ended_is_known_though_the_disk_was_full(small_disk: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with bench_of("process", small_disk, "ignored") as bench:
+        runtime = bench.open()
+        run_id = started(runtime, bench.run(f"echo ready; cat {gate} >/dev/null; exit 5"))
+        assert next(iter(runtime.read_log(run_id, 0))) == b"ready\n"
+        fill(small_disk)
+        gate.write_text("")
+        end = ended(runtime, run_id)
+        assert (end.exit_code, end.error) == (5, None)
+        assert (end.finished_at or 0) >= (end.started_at or 0)
+        (small_disk / "ballast").unlink()
 
 
 def test_what_a_task_made_unreadable_is_removed_too(on_processes: Bench, runtime: Runtime) -> None:

@@ -6,9 +6,9 @@ import time
 from statistics import median
 
 from tests.bench.containers import docker_cluster
-from tests.bench.dockerproxy import DockerProxy
 from tests.bench.table import Row, at_most
 from tests.engines.dockerd import PrivateDocker
+from tests.engines.dockerproxy import DockerProxy
 from tests.engines.images import build_busybox
 
 TASKS = 30

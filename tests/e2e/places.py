@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import docker
 import psutil
@@ -15,6 +16,16 @@ from docker.models.containers import Container
 from tests.e2e.cluster import Cluster
 
 
+class Body(NamedTuple):
+    """What carries one attempt of a task: a container or the first of its processes. Number and start tell it from another
+    of its name.
+    """
+
+    name: str  # <task_id>-<attempt>
+    number: str  # the engine's id, or a pid
+    started: str
+
+
 class Place(Protocol):
     runtime: str
     image: str
@@ -22,6 +33,10 @@ class Place(Protocol):
 
     def running(self, cluster: Cluster) -> list[str]:
         """Names of what runs (or, in Docker, exists) for this cluster's tasks right now."""
+        ...
+
+    def alive(self, cluster: Cluster) -> list[Body]:
+        """What runs for this cluster's tasks at this instant; what has ended and is only kept does not count."""
         ...
 
     def clear(self, cluster: Cluster) -> None:
@@ -51,6 +66,10 @@ class Docker:
     def running(self, cluster: Cluster) -> list[str]:
         return sorted(str(container.name) for container in self.containers(cluster))
 
+    def alive(self, cluster: Cluster) -> list[Body]:
+        found = [each for each in self.containers(cluster) if each.attrs["State"]["Running"]]
+        return sorted(Body(str(each.name), str(each.id), each.attrs["State"]["StartedAt"]) for each in found)
+
     def clear(self, cluster: Cluster) -> None:
         for container in self.client.containers.list(
             all=True, filters={"label": "cloudai.cluster"}, ignore_removed=True
@@ -69,20 +88,32 @@ class Processes:
     def __init__(self) -> None:
         self.environment: dict[str, str] = {}
 
-    def processes(self, cluster: Cluster) -> list[tuple[str, int]]:
+    def processes(self, cluster: Cluster) -> list[Body]:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 environment = process.environ()
                 workdir = environment.get("HOME", "")
                 if "CLOUDAI_TASK_ID" in environment and workdir.startswith(str(cluster.directory)):
-                    found.append((f"{environment['CLOUDAI_TASK_ID']}-{environment['CLOUDAI_ATTEMPT']}", process.pid))
+                    name = f"{environment['CLOUDAI_TASK_ID']}-{environment['CLOUDAI_ATTEMPT']}"
+                    found.append(Body(name, str(process.pid), _start(process.pid)))
         return found
 
     def running(self, cluster: Cluster) -> list[str]:
-        return sorted({name for name, _ in self.processes(cluster)})
+        return sorted({body.name for body in self.processes(cluster)})
+
+    def alive(self, cluster: Cluster) -> list[Body]:
+        first: dict[str, Body] = {}
+        for body in sorted(self.processes(cluster), key=lambda body: (int(body.started), int(body.number))):
+            first.setdefault(body.name, body)  # the processes that it starts come and go
+        return sorted(first.values())
 
     def clear(self, cluster: Cluster) -> None:
-        for _, pid in self.processes(cluster):
+        for body in self.processes(cluster):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(int(body.number), signal.SIGKILL)
+
+
+def _start(pid: int) -> str:
+    """When a process began, in clock ticks since the boot."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import socketserver
 import threading
 import time
@@ -61,3 +62,23 @@ class Witness:
 
     def times(self, task_id: str, attempt: int) -> list[float]:
         return [seen.at for seen in list(self.sightings) if (seen.task_id, seen.attempt) == (task_id, attempt)]
+
+
+class Gate:
+    """Tasks wait at it until the test opens it: `wait` is the shell command that ends then."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.wait = f"busybox nc 127.0.0.1 {self._listener.getsockname()[1]} </dev/null 2>/dev/null"
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.open()
+
+    def open(self) -> None:
+        """For who waits and for who comes: connections end with the listener, and are refused from then on."""
+        self._listener.close()

@@ -27,11 +27,13 @@ HOW = "run scripts/provision as root, or start a Docker Engine and set DOCKER_HO
 class PrivateDocker:
     """A context that holds a running engine. `host` is its DOCKER_HOST; containers need the network `host` or `none`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, live_restore: bool = False) -> None:
+        """With `live_restore` containers go on while the engine is stopped."""
         if os.geteuid() != 0 or shutil.which("dockerd") is None:
             missing("A Docker Engine", HOW)
         self.directory = Path(tempfile.mkdtemp(prefix="dockerd-", dir="/tmp"))  # short: a socket's path has a limit
         self.host = f"unix://{self.directory}/docker.sock"
+        self._live_restore = live_restore
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> PrivateDocker:
@@ -54,6 +56,7 @@ class PrivateDocker:
         arguments = ["dockerd", "--data-root", f"{place}/data", "--exec-root", f"{place}/exec", "-H", self.host]
         arguments += ["--pidfile", f"{place}/pid", "--bridge=none", "--iptables=false", "--ip6tables=false"]
         arguments += ["--storage-driver=overlay2", "--insecure-registry=127.0.0.0/8", "--shutdown-timeout=2"]
+        arguments += ["--live-restore"] if self._live_restore else []
         with (place / "log").open("ab") as output:
             self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         deadline = time.monotonic() + START_SECONDS
@@ -63,7 +66,7 @@ class PrivateDocker:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """As an operator does; it ends its containers."""
+        """As an operator does; it ends its containers, but for `live_restore`."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:

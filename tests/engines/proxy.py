@@ -16,6 +16,7 @@ class Proxy:
         self._target = target
         self._open = threading.Event()
         self._open.set()
+        self._left: int | None = None  # bytes from the target until the cut
         self._ended = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads: list[threading.Thread] = []
@@ -36,7 +37,13 @@ class Proxy:
     def cut(self) -> None:
         self._open.clear()
 
+    def let_through(self, size: int) -> None:
+        """Mended until the target has answered `size` bytes more, to all connections together; then cut."""
+        self._left = size
+        self._open.set()
+
     def mend(self) -> None:
+        self._left = None
         self._open.set()
 
     def _spawn(self, work: object, *arguments: object) -> None:
@@ -60,4 +67,14 @@ class Proxy:
                     data = ready.recv(65536)
                     if not data:
                         return
+                    if ready is far:
+                        self._count(len(data))
                     ends[ready].sendall(data)
+
+    def _count(self, size: int) -> None:
+        """What comes with the last byte before the cut still passes."""
+        if self._left is not None:
+            self._left -= size
+            if self._left <= 0:
+                self._left = None
+                self.cut()

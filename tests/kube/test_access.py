@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 import subprocess
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from cloudai.settings import Settings
-from cloudai.store.kube.store import KubernetesStore, open_kubernetes
+from cloudai.store.kube.api import connect
+from cloudai.store.kube.store import KubernetesStore
 from tests.api.conftest import client_of
 from tests.cluster.images import SHELL
 from tests.engines import missing
@@ -126,16 +127,15 @@ METRICS: Json = {
 }
 
 
-async def serves(place: Place, kubeconfig: Path, tmp_path: Path, finished: str, running: str) -> None:
+async def serves(store: KubernetesStore, settings: Settings, finished: str, running: str) -> None:
     """All that the API does."""
-    settings = Settings(namespace=place.name, kubeconfig=kubeconfig, data_dir=tmp_path, rate_limit_enabled=False)
-    store = await open_kubernetes(settings)
-    async with opened(store), client_of(store, settings) as api:
+    await store.start()
+    async with client_of(store, settings) as api:
         ready = await api.get("/readyz")
         assert ready.status_code == 200, ready.text
         submitted = await posted(api, {})
         assert (await api.post(f"/api/tasks/{submitted}/cancel")).status_code == 200
-        key = {"Idempotency-Key": f"key-{kubeconfig.name}"}
+        key = {"Idempotency-Key": f"key-{submitted}"}
         assert await posted(api, key) == await posted(api, key)
         assert (await api.get(f"/api/tasks/{finished}/logs")).text == "done\n"
         assert (await api.get(f"/api/tasks/{running}/logs")).text == "ready\n"
@@ -145,12 +145,8 @@ async def serves(place: Place, kubeconfig: Path, tmp_path: Path, finished: str, 
         assert any(one.worker.cpu_usage is not None for one in states)
 
 
-@contextlib.asynccontextmanager
-async def opened(store: KubernetesStore) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        await store.close()
+def serving(place: Place, kubeconfig: Path, directory: Path) -> Settings:
+    return Settings(namespace=place.name, kubeconfig=kubeconfig, data_dir=directory, rate_limit_enabled=False)
 
 
 async def posted(api: httpx.AsyncClient, headers: dict[str, str]) -> str:
@@ -177,7 +173,12 @@ async def test_the_api_uses_all_the_rights_it_has(
     kube: Kube, shared: Place, helm: Path, tmp_path: Path, tasks: tuple[str, str]
 ) -> None:
     with account(helm, shared, "api", f"{shared.name}-all") as name:
-        await serves(shared, shared.kubeconfig_of(name, tmp_path), tmp_path, *tasks)
+        settings = serving(shared, shared.kubeconfig_of(name, tmp_path), tmp_path)
+        store = KubernetesStore(await connect(settings), settings)
+        try:
+            await serves(store, settings, *tasks)
+        finally:
+            await store.close()
         assert used(kube, shared, name) == granted(rules(rights(helm, shared, "api", "r")))
 
 
@@ -192,10 +193,13 @@ async def test_the_api_has_no_right_twice(
             renting = account(helm, shared, "api", f"{shared.name}-{rule}", rule)
             name = await asyncio.to_thread(ends.enter_context, renting)
             kubeconfig = await asyncio.to_thread(shared.kubeconfig_of, name, tmp_path)
-            serving = asyncio.ensure_future(serves(shared, kubeconfig, tmp_path, *tasks))
+            settings = serving(shared, kubeconfig, tmp_path)
+            store = KubernetesStore(await connect(settings), settings)
+            trying = asyncio.ensure_future(serves(store, settings, *tasks))
             await asyncio.to_thread(until_forbidden, kube, shared, name, granted([known[rule]]))
-            serving.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
+            await store.close()  # first: it cuts off what is under way
+            trying.cancel()
+            await asyncio.gather(trying, return_exceptions=True)
 
     known = rules(rights(helm, shared, "api", "r"))
     await asyncio.gather(*map(without, range(len(known))))

@@ -32,8 +32,8 @@ OBEDIENT = "trap 'exit 0' TERM; while true; do sleep 0.2; done"
 @pytest.fixture(scope="module")
 def loaded(kube: Kube, docker_host: str) -> Iterator[Kube]:
     """The cluster, with the image and, as a newcomer's, without the Task resource."""
-    if kube.own is None:
-        missing("The real node of the tests' own cluster", "unset CLOUDAI_TEST_KUBECONFIG")
+    if kube.own is None or not kube.own.started:  # others' Tasks would go with the resource
+        missing("A cluster of the tests' own", "make cluster-down, and unset CLOUDAI_TEST_KUBECONFIG")
     kube.load(image.build(docker_host))
     kube.kubectl("delete", "crd", "tasks.cloudai.dev")
     yield kube

@@ -9,7 +9,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY cloudai cloudai
 COPY controller controller
 COPY agent agent
-RUN /opt/cloudai/bin/pip install --no-cache-dir --no-deps .
+RUN /opt/cloudai/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM ${BASE_IMAGE}
 COPY --from=build /opt/cloudai /opt/cloudai

@@ -60,8 +60,9 @@ bench-kubernetes: setup  ## the same on a Kubernetes of its own, against Jobs an
 lock: setup  ## resolve requirements.lock anew from pyproject.toml
 	@$(BIN)/uv pip compile --universal --all-extras --generate-hashes --upgrade \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml -o requirements.lock
-	@$(BIN)/uv pip compile --universal --extra kubernetes --extra postgres --extra redis --generate-hashes -c requirements.lock \
-	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml -o requirements-image.lock
+	@echo hatchling | $(BIN)/uv pip compile --universal --extra kubernetes --extra postgres --extra redis --generate-hashes \
+	  -c requirements.lock --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml - \
+	  -o requirements-image.lock
 
 clean:  ## remove what was built
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -101,6 +101,9 @@ def test_every_command_is_in_the_readme_or_under_one_that_is() -> None:
 def test_files_that_a_document_names_exist(document: Path) -> None:
     for path in re.findall(r"`((?:cloudai|controller|agent|tests|scripts|docs)/[\w./-]*)`", document.read_text()):
         assert (ROOT / path).exists(), path
+    for line in code_lines(document):
+        for path in re.findall(r"(?<![\w/.-])((?:charts|manifests)/[\w./-]*)", line):
+            assert (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

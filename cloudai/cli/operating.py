@@ -22,8 +22,9 @@ from starlette.routing import Route
 
 from cloudai.cli.parts import run_until_signal
 from cloudai.cli.place import StartRefused, listen
+from cloudai.errors import CloudAIError
 from cloudai.settings import Settings
-from cloudai.store.kube.api import Api, NoCluster, connect
+from cloudai.store.kube.api import Api, ApiError, NoCluster, connect
 from cloudai_controller import metrics
 from cloudai_controller.handlers import feed
 from cloudai_controller.kube.facts import REPAIR_SECONDS, Facts, Over
@@ -48,6 +49,8 @@ def run_operator(settings: Settings) -> None:
                 await _operate(api, settings, listener, stop)
             except Over as reason:
                 raise click.ClickException(f"{reason}: start again") from None
+            except (ApiError, CloudAIError) as error:
+                raise click.ClickException(f"tasks and pods cannot be listed: {error}") from None
             finally:
                 await api.close()
 

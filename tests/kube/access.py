@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.kube.kube import PATIENCE, Json, Place
+from tests.kube.kube import Json, Place
 from tests.kube.test_chart import rendered
 
 KINDS = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
 FOR_PEOPLE = ("view", "edit")  # roles that the parts themselves do not use
-# The last right of each part that the API server gets to know of.
-LAST = {"operator": ("create", "leases.coordination.k8s.io"), "api": ("list", "nodes")}
+TRIES = 200  # of which the first or second is enough
 
 
 def rights(helm: Path, place: Place, part: str, release: str) -> list[Json]:
@@ -24,8 +23,11 @@ def rights(helm: Path, place: Place, part: str, release: str) -> list[Json]:
 
 def rules(objects: list[Json]) -> list[tuple[Json, Json]]:
     """Every rule with the role that has it, but for the roles meant for people."""
-    roles = [one for one in objects if "rules" in one and not one["metadata"]["name"].endswith(FOR_PEOPLE)]
-    return [(role, rule) for role in roles for rule in role["rules"]]
+    return [(role, rule) for role in objects if not _for_people(role) for rule in role.get("rules", ())]
+
+
+def _for_people(role: Json) -> bool:
+    return str(role["metadata"]["name"]).endswith(FOR_PEOPLE)
 
 
 @contextlib.contextmanager
@@ -42,17 +44,44 @@ def account(
     place.kube.kubectl("apply", "-f", "-", given=given)
     try:
         name = f"{release}-{part}"
-        if without is None:
-            _settled(place, name, *LAST[part])
+        _settled(place, name, objects)
         yield name
     finally:
         place.kube.kubectl("delete", "--ignore-not-found", "-f", "-", given=given)
 
 
-def _settled(place: Place, name: str, *may: str) -> None:
-    """Return when the API server has taken in the account's rights."""
-    who = f"--as=system:serviceaccount:{place.name}:{name}"
-    for _ in range(PATIENCE):
-        if place.kubectl("auth", "can-i", *may, who, check=False).strip() == "yes":
+def _settled(place: Place, name: str, objects: list[Json]) -> None:
+    """Return when the API server has taken in the account's rights, of which it hears role by role."""
+    user = f"system:serviceaccount:{place.name}:{name}"
+    firsts = [(role, role["rules"][0]) for role in objects if role.get("rules") and not _for_people(role)]
+    until_allowed(
+        place,
+        [
+            review(
+                user,
+                role["metadata"].get("namespace", ""),
+                rule["verbs"][0],
+                rule["apiGroups"][0],
+                rule["resources"][0],
+            )
+            for role, rule in firsts
+        ],
+    )
+
+
+def until_allowed(place: Place, reviews: list[Json]) -> None:
+    """Nothing can be waited for here: the API server has rights in a cache of its own, and tells when it is asked. Each time
+    that takes a run of kubectl, so this does not spin."""
+    given = {"apiVersion": "v1", "kind": "List", "items": reviews}
+    for _ in range(TRIES):
+        told = place.kube.kubectl("create", "-f", "-", "-o", "jsonpath={.status.allowed} ", given=given)
+        if told.split() == ["true"] * len(reviews):
             return
-    raise AssertionError(f"{name} may not {' '.join(may)}")
+    raise AssertionError(f"not allowed: {told} of {reviews}")
+
+
+def review(user: str, namespace: str, verb: str, group: str, resource: str, name: str = "") -> Json:
+    """The question whether `user` may do that; with an empty namespace, in all of them."""
+    asked = {"namespace": namespace, "verb": verb, "group": group, "resource": resource, "name": name}
+    spec = {"user": user, "resourceAttributes": asked}
+    return {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import IO
 
 from tests.cluster.binaries import cache
 from tests.kube.kube import ROOT
@@ -19,14 +20,30 @@ AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 def build(docker_host: str) -> bytes:
     """The image as `docker save` gives it. What Debian has is fetched once and kept."""
-    environment = os.environ | {"DOCKER_HOST": docker_host, "DOCKER_BUILDKIT": "0"}
     with _debian().open("rb") as root:
-        subprocess.run(["docker", "import", "-", BASE], env=environment, stdin=root, check=True, capture_output=True)
-    command = ["docker", "build", "--network", "host", "--build-arg", f"BASE_IMAGE={BASE}", "-t", f"{NAME}:{TAG}", "."]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    save = ["docker", "save", f"{NAME}:{TAG}"]
-    return subprocess.run(save, env=environment, check=True, capture_output=True).stdout
+        _docker(docker_host, "import", "-", BASE, stdin=root)
+    build_as(docker_host, f"{NAME}:{TAG}", (ROOT / "Dockerfile").read_text())
+    return _docker(docker_host, "save", f"{NAME}:{TAG}")
+
+
+def build_as(docker_host: str, name: str, dockerfile: str) -> None:
+    """An image of that text, on the base that `build` has made."""
+    command = ("build", "--network", "host", "--build-arg", f"BASE_IMAGE={BASE}", "-t", name, "-f", "-", ".")
+    _docker(docker_host, *command, given=dockerfile.encode())
+
+
+def _docker(host: str, *command: str, given: bytes | None = None, stdin: IO[bytes] | None = None) -> bytes:
+    done = subprocess.run(
+        ["docker", *command],
+        env={**os.environ, "DOCKER_HOST": host, "DOCKER_BUILDKIT": "0"},
+        cwd=ROOT,
+        input=given,
+        stdin=stdin,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout[-3000:] + done.stderr[-3000:]).decode(errors="replace")
+    return done.stdout
 
 
 def _debian() -> Path:

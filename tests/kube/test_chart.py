@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -15,12 +16,58 @@ from tests.kube.kube import ROOT
 
 CHART = ROOT / "charts" / "cloudai"
 MINORS = ("1.35", "1.36", "1.37")  # the three newest of Kubernetes
-FOREIGN = ("ServiceMonitor", "HTTPRoute")  # kinds that Kubernetes itself does not know
 EVERYTHING = (
     *("--api-versions", "monitoring.coreos.com/v1", "--set", "api.ingress.enabled=true,api.ingress.host=a.example"),
-    *("--set", "api.gatewayRoute.enabled=true,api.gatewayRoute.parent=gate", "--set", "tasks.quota.pods=5"),
+    *("--set", "api.gatewayRoute.enabled=true,api.gatewayRoute.parent=gate,api.gatewayRoute.parentNamespace=gates"),
+    *("--set", "api.gatewayRoute.host=a.example", "--set", "tasks.quota.pods=5"),
 )
 Json = dict[str, Any]
+
+
+def fields(required: Sequence[str] = (), **properties: Any) -> Json:
+    """The schema of an object that has these fields and no others."""
+    return {"type": "object", "additionalProperties": False, "required": [*required], "properties": properties}
+
+
+def several(item: Json, most: int) -> Json:
+    return {"type": "array", "minItems": 1, "maxItems": most, "items": item}
+
+
+NAME: Json = {"type": "string", "pattern": r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}
+HOST: Json = {"type": "string", "pattern": r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"}
+PORT: Json = {"type": "integer", "minimum": 1, "maximum": 65535}
+LABELS: Json = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "string"}}
+META = fields(["name", "namespace"], name=NAME, namespace=NAME, labels=LABELS)
+# Kinds that Kubernetes itself does not know: what of each the chart may use.
+FOREIGN = {
+    # https://prometheus-operator.dev/docs/api-reference/api/#monitoring.coreos.com/v1.ServiceMonitorSpec
+    "ServiceMonitor": fields(
+        ["apiVersion", "kind", "metadata", "spec"],
+        apiVersion={"const": "monitoring.coreos.com/v1"},
+        kind={"const": "ServiceMonitor"},
+        metadata=META,
+        spec=fields(
+            ["selector", "endpoints"],
+            selector=fields(matchLabels=LABELS),
+            endpoints=several(fields(["port"], port=NAME, path={"type": "string", "pattern": "^/"}), 1),
+        ),
+    ),
+    # https://gateway-api.sigs.k8s.io/reference/spec/#httproutespec
+    "HTTPRoute": fields(
+        ["apiVersion", "kind", "metadata", "spec"],
+        apiVersion={"const": "gateway.networking.k8s.io/v1"},
+        kind={"const": "HTTPRoute"},
+        metadata=META,
+        spec=fields(
+            ["parentRefs", "rules"],
+            parentRefs=several(fields(["name"], name=NAME, namespace=NAME), 32),
+            hostnames=several(HOST, 16),
+            rules=several(
+                fields(["backendRefs"], backendRefs=several(fields(["name", "port"], name=NAME, port=PORT), 16)), 16
+            ),
+        ),
+    ),
+}
 
 
 def tried(helm: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -38,6 +85,26 @@ def test_every_object_is_one_of_the_newest_kubernetes(helm: Path, minor: str) ->
     for one in rendered(helm, *EVERYTHING):
         if one["kind"] not in FOREIGN:
             kubernetes_validate.validate(one, minor, strict=True)
+
+
+def test_the_newest_kubernetes_are_the_newest_that_can_be_checked_against() -> None:
+    known = {version.rpartition(".")[0] for version in kubernetes_validate.utils.all_versions()}
+    assert sorted(known, key=lambda minor: int(minor.partition(".")[2]))[-3:] == list(MINORS)
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_objects_of_others_have_only_fields_that_those_know(helm: Path, kind: str) -> None:
+    found = [one for one in rendered(helm, *EVERYTHING) if one["kind"] == kind]
+    assert found
+    for one in found:
+        jsonschema.validate(one, FOREIGN[kind])
+
+
+@pytest.mark.parametrize(("version", "fits"), [("1.30.14", False), ("1.31.0", True), ("1.31.2-eks-1a2b3c4", True)])
+def test_a_kubernetes_that_is_too_old_is_refused(helm: Path, version: str, fits: bool) -> None:
+    done = tried(helm, "template", "cloudai", str(CHART), "--kube-version", version)
+    assert (done.returncode == 0) is fits
+    assert fits or "chart requires kubeVersion: >=1.31.0-0" in done.stderr
 
 
 def of_kind(objects: Sequence[Json], kind: str) -> dict[str, Json]:
@@ -59,6 +126,16 @@ def test_it_passes_helms_own_look(helm: Path) -> None:
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("tasks.stopGraceSeconds=0", "stopGraceSeconds"),
         ("tasks.podSecurity=restricted", "runAsUser"),
+        ("operator.resources.limit.memory=1Gi", "additional properties 'limit' not allowed"),
+        ("api.resources.requests.memroy=1Gi", "additional properties 'memroy' not allowed"),
+        ("operator.resources.limits.memory=1gb", "limits/memory"),
+        ("api.tolerations[0].efect=NoSchedule", "additional properties 'efect' not allowed"),
+        ("operator.tolerations[0].operator=Exist", "tolerations/0/operator"),
+        ("imagePullSecrets[0].nam=registry", "additional properties 'nam' not allowed"),
+        ("api.logLevel=loud", "logLevel"),
+        ("api.rateLimit.storage=disk://", "storage"),
+        ("api.gatewayRoute.enabled=true", "parent"),
+        ("serviceMonitor=maybe", "serviceMonitor"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(helm: Path, setting: str, words: str) -> None:
@@ -88,18 +165,38 @@ def test_releases_of_one_name_in_two_namespaces_share_nothing_of_the_cluster(hel
     assert not shared("one") & shared("two")
 
 
-def test_every_value_is_in_the_schema_and_has_a_comment_or_says_itself(helm: Path) -> None:
+def test_what_parts_of_the_cluster_are_asked_for_is_taken(helm: Path) -> None:
+    amounts = ("--set", "operator.resources.limits.nvidia\\.com/gpu=1,operator.resources.requests.cpu=1.5")
+    toleration = (
+        "api.tolerations[0].key=spot,api.tolerations[0].operator=Exists,api.tolerations[0].tolerationSeconds=60"
+    )
+    deployments = of_kind(rendered(helm, *amounts, "--set", toleration), "Deployment")
+    (operator,) = deployments["cloudai-operator"]["spec"]["template"]["spec"]["containers"]
+    assert operator["resources"]["limits"] == {"memory": "512Mi", "nvidia.com/gpu": 1}
+    assert operator["resources"]["requests"] == {"cpu": "1.5", "memory": "128Mi"}
+    tolerations = deployments["cloudai-api"]["spec"]["template"]["spec"]["tolerations"]
+    assert tolerations == [{"key": "spot", "operator": "Exists", "tolerationSeconds": 60}]
+
+
+def test_the_values_are_those_of_the_schema(helm: Path) -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = yaml.safe_load((CHART / "values.schema.json").read_text())
 
     def compare(value: Any, known: Json, place: str) -> None:
+        known = schema["definitions"][known["$ref"].rpartition("/")[2]] if "$ref" in known else known
         if not isinstance(value, dict) or "properties" not in known:
             return
-        assert set(value) <= set(known["properties"]), place
+        assert known["additionalProperties"] is False, place
+        assert set(value) == set(known["properties"]) - {"global"}, place  # which is Helm's own
         for name, inner in value.items():
             compare(inner, known["properties"][name], f"{place}.{name}")
 
     compare(values, schema, "values")
+
+
+def test_every_value_has_a_comment() -> None:
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    assert [line for line in lines if line and not line.endswith(":") and "#" not in line] == []
 
 
 def test_the_crd_is_the_one_in_the_manifests_and_stays_when_the_chart_goes(helm: Path) -> None:
@@ -108,6 +205,8 @@ def test_the_crd_is_the_one_in_the_manifests_and_stays_when_the_chart_goes(helm:
     assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
     assert crd == manifest
     assert not of_kind(rendered(helm, "--set", "crds.enabled=false"), "CustomResourceDefinition")
+    (going,) = of_kind(rendered(helm, "--set", "crds.keep=false"), "CustomResourceDefinition").values()
+    assert going == manifest
 
 
 def test_pods_are_as_restricted_as_the_strictest_standard_asks(helm: Path) -> None:
@@ -120,6 +219,20 @@ def test_pods_are_as_restricted_as_the_strictest_standard_asks(helm: Path) -> No
             assert context["readOnlyRootFilesystem"] is True
             assert context["allowPrivilegeEscalation"] is False
             assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_nobody_connects_to_tasks_nor_tasks_to_the_operator(helm: Path) -> None:
+    policies = of_kind(rendered(helm, "--set", "tasks.namespace=work"), "NetworkPolicy")
+    assert {name: one["spec"].get("ingress", []) for name, one in policies.items()} == {
+        "cloudai-cloudai-cloudai-tasks": [],
+        "cloudai-api": [{"ports": [{"port": 8080, "protocol": "TCP"}]}],
+        "cloudai-operator": [{"ports": [{"port": 8081, "protocol": "TCP"}], "from": [ELSEWHERE]}],
+    }
+    assert not of_kind(rendered(helm, "--set", "networkPolicy=false,tasks.networkPolicy=false"), "NetworkPolicy")
+
+
+NAMESPACE = "kubernetes.io/metadata.name"
+ELSEWHERE = {"namespaceSelector": {"matchExpressions": [{"key": NAMESPACE, "operator": "NotIn", "values": ["work"]}]}}
 
 
 def test_what_is_optional_comes_when_it_is_asked_for(helm: Path) -> None:

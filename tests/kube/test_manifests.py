@@ -1,15 +1,17 @@
-"""What can be applied without Helm, and the files of Tilt and kind."""
+"""What can be applied without Helm, and what the files of Tilt and kind ask for."""
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
 from tests.kube.kube import PATIENCE, ROOT, Kube, Place
 from tests.kube.manifests import DIRECTORY, manifests
+from tests.kube.test_chart import MINORS
+from tests.kube.tilt import tiltfile
 
 SAMPLES = sorted((DIRECTORY / "samples").glob("*.yaml"))
 
@@ -43,19 +45,32 @@ def test_everything_is_taken_by_a_real_api_server(kube: Kube, helm: Path) -> Non
         kube.kubectl("apply", "--dry-run=server", "-f", "-", given=text)
 
 
-def test_the_tiltfile_is_read_as_far_as_python_can_and_names_what_there_is() -> None:
-    tree = ast.parse((ROOT / "Tiltfile").read_text())
-    called = {
-        node.func.id: node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    assert {"docker_build_with_restart", "k8s_yaml", "helm", "k8s_resource", "sync"} <= set(called)
-    chart = called["helm"].args[0]
-    assert isinstance(chart, ast.Constant)
-    assert (ROOT / str(chart.value) / "Chart.yaml").exists()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "sync":
-            source = node.args[0]
-            assert isinstance(source, ast.Constant)
-            assert (ROOT / str(source.value)).is_dir()
+def test_the_tiltfile_builds_what_its_deployments_run_and_copies_code_to_where_they_look_first(helm: Path) -> None:
+    asked = tiltfile(helm)
+    deployments = {one["metadata"]["name"]: one for one in asked.objects if one["kind"] == "Deployment"}
+    assert set(asked.resources) == set(deployments)
+    for name, deployment in deployments.items():
+        pod = deployment["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"].partition(":")[0] == asked.image
+        (looks,) = [one["value"] for one in container["env"] if one["name"] == "PYTHONPATH"]
+        assert container["securityContext"]["readOnlyRootFilesystem"] is False
+        hidden = [mount["mountPath"] for mount in container["volumeMounts"]]
+        for source, target in asked.copies:
+            assert (ROOT / source / "__init__.py").exists()
+            assert target == f"{looks}/{Path(source).name}"
+            assert f"cloudai {target}\n" in f"cloudai {target}\n"
+        for path in (looks, asked.build["restart_file"]):
+            assert not [mount for mount in hidden if Path(path).is_relative_to(mount)]
+        port = asked.resources[name].get("port_forwards")
+        assert port is None or int(port.partition(":")[2]) == container["ports"][0]["containerPort"]
+    for one in asked.objects:
+        kubernetes_validate.validate(one, MINORS[-1], strict=True)
+
+
+def test_kind_is_asked_for_the_cluster_that_the_tiltfile_allows(helm: Path) -> None:
     kind = yaml.safe_load((DIRECTORY / "kind.yaml").read_text())
-    assert f"kind-{kind['name']}" in (ROOT / "Tiltfile").read_text()
+    assert (kind["kind"], kind["apiVersion"]) == ("Cluster", "kind.x-k8s.io/v1alpha4")
+    assert [node["role"] for node in kind["nodes"]] == ["control-plane", "worker", "worker"]
+    assert set(kind) == {"kind", "apiVersion", "name", "nodes"}
+    assert [f"kind-{kind['name']}"] == tiltfile(helm).contexts

@@ -32,7 +32,7 @@ def cache() -> Path:
 def programs(*modules: str) -> dict[str, Path]:
     """The path of each program of `modules` (none named: of all), built if need be. Raises Missing.
 
-    The first time takes about fifteen minutes on two cores.
+    The first time takes about ten minutes on two cores.
     """
     go, release = _go()
     names = modules or sorted(path.name for path in MODULES.iterdir() if path.is_dir())

@@ -71,6 +71,6 @@ def test_the_tiltfile_builds_what_its_deployments_run_and_copies_code_to_where_t
 def test_kind_is_asked_for_the_cluster_that_the_tiltfile_allows(helm: Path) -> None:
     kind = yaml.safe_load((DIRECTORY / "kind.yaml").read_text())
     assert (kind["kind"], kind["apiVersion"]) == ("Cluster", "kind.x-k8s.io/v1alpha4")
-    assert [node["role"] for node in kind["nodes"]] == ["control-plane", "worker", "worker"]
+    assert [node["role"] for node in kind["nodes"]] == ["control-plane", "worker"]
     assert set(kind) == {"kind", "apiVersion", "name", "nodes"}
     assert [f"kind-{kind['name']}"] == tiltfile(helm).contexts

@@ -65,7 +65,11 @@ class Kube:
     def prepare(self) -> None:
         """The Task resource is known."""
         self.kubectl("apply", "-f", str(ROOT / "manifests" / "crds"))
-        self.kubectl("wait", "--for=condition=Established", "crd/tasks.cloudai.dev", "--timeout=60s")
+        named = (
+            "--for=jsonpath={.status.acceptedNames.kind}=Task"  # before there are conditions, none can be waited for
+        )
+        for true in (named, "--for=condition=Established"):
+            self.kubectl("wait", true, "crd/tasks.cloudai.dev", "--timeout=60s")
 
     def json(self, *arguments: str) -> Json:
         found: Json = json.loads(self.kubectl("get", *arguments, "-o", "json"))

@@ -134,10 +134,10 @@ class Facade:
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
-    async def until(self, task_id: str, true: Callable[[Document], bool]) -> Document:
+    async def until(self, task_id: str, true: Callable[[Document], bool], patience: float = PATIENCE) -> Document:
         """The task once it is as wished."""
         task = await self.task(task_id)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             while not true(task):
                 task = await self.task(task_id, f"wait_seconds=30&version={task['version']}")
         return task

@@ -65,7 +65,7 @@ def operates(place: Place, kubeconfig: Path) -> None:
 def test_the_operator_uses_all_the_rights_it_has(kube: Kube, helm: Path, tmp_path: Path) -> None:
     with kube.namespace() as place, account(helm, place, "operator") as name:
         operates(place, place.kubeconfig_of(name, tmp_path))
-        assert used(kube, place, name) == granted(rules(rights(helm, place, "operator", "r")))
+        until_used(kube, place, name, granted(rules(rights(helm, place, "operator", "r"))))
 
 
 @pytest.mark.timeout(300)
@@ -179,7 +179,7 @@ async def test_the_api_uses_all_the_rights_it_has(
             await serves(store, settings, *tasks)
         finally:
             await store.close()
-        assert used(kube, shared, name) == granted(rules(rights(helm, shared, "api", "r")))
+        until_used(kube, shared, name, granted(rules(rights(helm, shared, "api", "r"))))
 
 
 @pytest.mark.timeout(300)
@@ -242,14 +242,17 @@ def granted(known: list[tuple[Json, Json]]) -> set[Grant]:
     }
 
 
-def used(kube: Kube, place: Place, name: str) -> set[Grant]:
-    """What the account asked for and was let do, by the API server's own record."""
+def until_used(kube: Kube, place: Place, name: str, grants: set[Grant]) -> None:
+    """Return once the record says that the account was let do all of those; a watch is in it when it has ended."""
     asked: set[Grant] = set()
-    with record(kube).open() as log:
-        for grant, decision in asked_for(log, place, name):
+    with subprocess.Popen(["tail", "-n", "+1", "-F", record(kube)], stdout=subprocess.PIPE, text=True) as tail:
+        assert tail.stdout is not None
+        for grant, decision in asked_for(tail.stdout, place, name):
             assert decision == "allow", grant
             asked.add(grant)
-    return asked
+            if asked >= grants:
+                break
+        tail.terminate()
 
 
 def until_forbidden(kube: Kube, place: Place, name: str, grants: set[Grant]) -> None:

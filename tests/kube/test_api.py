@@ -17,6 +17,7 @@ from tests.kube.faulty import KINDS, Faulty
 from tests.kube.kube import Place
 from tests.store.worlds import on_kubernetes
 
+LONG = 300.0  # seconds: every fault is one more wait, of kopf's too
 SETTINGS = Settings(rate_limit_enabled=False)
 
 
@@ -43,7 +44,7 @@ async def test_tasks_applied_by_hand_are_tasks_like_any_other(facade: Facade, sh
     assert (await facade.http.get(f"/api/tasks/{name}/logs")).text == "by hand\n"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_a_bad_api_server_costs_time_only(place: Place, tmp_path: Path) -> None:
     with place.almighty(tmp_path) as almighty:
         faulty = Faulty(almighty, badness=0.2)
@@ -60,7 +61,7 @@ async def test_a_bad_api_server_costs_time_only(place: Place, tmp_path: Path) ->
 async def everything_works(facade: Facade, socket: ClientConnection) -> None:
     commands = [f"exit {number % 2}" for number in range(20)]
     names = [await facade.submit(**OBEDIENT | {"command": command}) for command in commands]
-    ended = [await facade.until(name, lambda task: task["status"] in ("completed", "failed")) for name in names]
+    ended = [await facade.until(name, lambda task: task["status"] in ("completed", "failed"), LONG) for name in names]
     assert [(task["exit_code"], task["attempt"]) for task in ended] == [(number % 2, 1) for number in range(20)]
     assert (await facade.http.get("/api/tasks?status=completed")).json()["total"] == 10
     worker_id = facade.world.worker_id

@@ -30,6 +30,17 @@ def home_of(bench: Bench, run_id: str) -> Path:
     return bench.settings.data_dir / "process" / bench.cluster / "worker-1" / run_id
 
 
+def until_gone(process: psutil.Process) -> None:
+    """A killed process runs nothing any more, but on a busy machine its number lives a little longer."""
+
+    def gone() -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        return True
+
+    eventually("the process is gone", gone)
+
+
 def test_a_command_is_needed(on_processes: Bench, runtime: Runtime) -> None:
     with pytest.raises(RunRefused, match="needs a command") as refused:
         runtime.create(on_processes.run(None))
@@ -74,7 +85,7 @@ def test_what_left_the_session_is_ended_by_a_stop(on_processes: Bench, runtime: 
     stray = psutil.Process(int(next(iter(runtime.read_log(run_id, 0)))))
     runtime.stop(run_id, 30)
     assert found(runtime, run_id).exit_code == 143
-    eventually("the stray ends", lambda: not stray.is_running() or stray.status() == psutil.STATUS_ZOMBIE)
+    until_gone(stray)
 
 
 def test_a_run_outlives_the_agent_that_started_it(on_processes: Bench, tmp_path: Path) -> None:
@@ -120,7 +131,7 @@ def test_a_shim_that_was_killed_tells_of_it_and_leaves_nobody(on_processes: Benc
     assert end.exit_code == 137
     assert end.error
     assert (end.finished_at or 0) >= killed_at
-    assert not command.is_running() or command.status() == psutil.STATUS_ZOMBIE
+    until_gone(command)
 
 
 def fill(disk: Path) -> None:
@@ -184,7 +195,7 @@ def test_what_an_ended_run_left_running_ends_when_it_is_removed(on_processes: Be
     ended(runtime, run_id)
     assert stray.is_running()
     runtime.remove(run_id)
-    assert not stray.is_running() or stray.status() == psutil.STATUS_ZOMBIE
+    until_gone(stray)
 
 
 def test_what_a_killed_agent_left_half_made_is_swept(on_processes: Bench, runtime: Runtime) -> None:

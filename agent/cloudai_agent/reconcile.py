@@ -249,6 +249,11 @@ def _verdict(view: View, wish: Run, container: Container) -> tuple[RunPhase, str
 def _exit_words(code: int | None) -> str:
     if code is None:
         return "The container ended without an exit code; see its logs."
+    if code == KILLED:  # engines do not always tell when it was for the memory
+        return (
+            f"The command ended with exit code {code} (signal {code - 128}); see its logs, and raise req_memory if they "
+            "break off without a cause."
+        )
     if code > 128:
         return f"The command ended with exit code {code} (signal {code - 128}); see its logs."
     return f"The command ended with exit code {code}; see its logs."

@@ -115,7 +115,9 @@ def test_gpus_without_a_driver_are_refused_with_what_to_do(on_docker: Bench, run
 
 
 def test_too_much_memory_is_told(on_docker: Bench, runtime: Runtime) -> None:
-    end, _ = finished(runtime, on_docker.run("dd if=/dev/zero of=/dev/null bs=200M count=1", memory=16 * MIB))
+    # An engine watches the memory from a moment after the start on, and does not tell what was before.
+    command = "sleep 1; dd if=/dev/zero of=/dev/null bs=200M count=1"
+    end, _ = finished(runtime, on_docker.run(command, memory=16 * MIB))
     assert end.oom_killed
     assert end.exit_code == 137
 

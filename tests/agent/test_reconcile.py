@@ -144,3 +144,21 @@ def test_what_the_fence_stopped_was_lost() -> None:
     wish = replace(WISH, phase=RunPhase.RUNNING)
     lost = told(wish, replace(EXITED, exit_code=137), cause=Cause.FENCED, logs_stored=True)
     assert lost == (RunPhase.LOST, "WorkerLost")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (3, "The command ended with exit code 3; see its logs."),
+        (143, "The command ended with exit code 143 (signal 15); see its logs."),
+        (
+            137,
+            "The command ended with exit code 137 (signal 9); see its logs, and raise req_memory if they break off "
+            "without a cause.",
+        ),
+    ],
+)
+def test_an_exit_code_has_words_that_say_what_to_do(code: int, words: str) -> None:
+    answer = step(replace(ASKED, phase=RunPhase.RUNNING), replace(EXITED, exit_code=code), logs_stored=True)
+    assert isinstance(answer, Tell)
+    assert answer.message == words

@@ -113,7 +113,8 @@ def test_a_task_larger_than_every_worker_waits_and_says_why(cluster: Cluster, pl
 
 @pytest.mark.docker
 def test_a_container_that_takes_too_much_memory_says_so(docker_cluster: Cluster, docker_place: Docker) -> None:
-    greedy = "x=a; while true; do x=$x$x$x$x; done"
+    # An engine watches the memory from a moment after the start on, and does not tell what was before.
+    greedy = "sleep 1; x=a; while true; do x=$x$x$x$x; done"
     task = docker_cluster.until(docker_cluster.submit(docker_place.image, greedy, req_memory=16 * MIB), "failed")
     assert (task["reason"], task["exit_code"]) == ("OOMKilled", 137)
     assert task["message"] == "The container needed more than the 0.0156 GiB of memory it asked for; raise req_memory."

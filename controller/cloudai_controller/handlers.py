@@ -56,6 +56,8 @@ async def _feed_once(facts: Facts, api: Api, namespace: str) -> None:
 async def _follow(
     facts: Facts, api: Api, namespace: str, loop: asyncio.AbstractEventLoop, stop: threading.Event
 ) -> None:
+    # What two of its tasks fail of at once is told of one by `feed`, and nobody asks for the other.
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: log.debug("kopf: %s", told.get("exception")))
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -71,15 +73,18 @@ async def _follow(
         loop.call_soon_threadsafe(facts.pod_told, event["type"], dict(event["object"]))
 
     logging.getLogger("kopf").setLevel(logging.CRITICAL)  # what ends it is told by `feed`, and lists by the facts
-    await kopf.operator(
-        registry=registry,
-        settings=settings(),
-        memories=_NothingRemembered(),
-        identity="cloudai",  # type: ignore[arg-type]  # kopf would ask for the name of a user, which an image need not have
-        namespaces=[namespace],
-        standalone=True,
-        stop_flag=stop,
-    )
+    try:
+        await kopf.operator(
+            registry=registry,
+            settings=settings(),
+            memories=_NothingRemembered(),
+            identity="cloudai",  # type: ignore[arg-type]  # kopf would ask for the name of a user, which an image need not have
+            namespaces=[namespace],
+            standalone=True,
+            stop_flag=stop,
+        )
+    finally:
+        stop.set()  # a thread of this loop waits for it, and the loop for that thread
 
 
 def settings() -> kopf.OperatorSettings:

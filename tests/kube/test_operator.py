@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -10,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.cluster import free_port
 from tests.kube.faulty import Faulty
-from tests.kube.kube import Place
+from tests.kube.kube import Operating, Place
 
 
 def figures(port: int) -> dict[str, float]:
@@ -55,13 +57,33 @@ async def test_it_waits_for_the_task_resource_and_hears_of_tasks_from_then_on(pl
     with place.almighty(tmp_path) as almighty:
         faulty = Faulty(almighty)
         faulty.absent = "/tasks"
-        async with faulty.serving(tmp_path) as kubeconfig:
-            operating = await asyncio.to_thread(place.start_operator, kubeconfig=str(kubeconfig))
-            try:
-                await asyncio.to_thread(operating.until_it_says, "cannot be listed")
-                faulty.absent = None
-                for _ in range(2):
-                    name = await asyncio.to_thread(place.apply, "true")
-                    await asyncio.to_thread(place.until, name, "Completed")
-            finally:
-                await asyncio.to_thread(operating.stop)
+        async with faulty.serving(tmp_path) as kubeconfig, operating(place, kubeconfig) as operator:
+            await asyncio.to_thread(operator.until_it_says, "cannot be listed")
+            faulty.absent = None
+            await completes_two(place)
+
+
+async def test_it_hears_of_tasks_again_after_watches_were_refused(place: Place, tmp_path: Path) -> None:
+    with place.almighty(tmp_path) as almighty:
+        faulty = Faulty(almighty)
+        faulty.due = ["gone"] * 3
+        async with faulty.serving(tmp_path) as kubeconfig, operating(place, kubeconfig) as operator:
+            await asyncio.to_thread(operator.until_it_says, "events broke off")
+            await completes_two(place)
+    assert not faulty.due
+
+
+@contextlib.asynccontextmanager
+async def operating(place: Place, kubeconfig: Path) -> AsyncIterator[Operating]:
+    operator = await asyncio.to_thread(place.start_operator, kubeconfig=str(kubeconfig))
+    try:
+        yield operator
+    finally:
+        await asyncio.to_thread(operator.stop)
+
+
+async def completes_two(place: Place) -> None:
+    """The second one is not there yet when anything is listed on account of the first."""
+    for _ in range(2):
+        name = await asyncio.to_thread(place.apply, "true")
+        await asyncio.to_thread(place.until, name, "Completed")

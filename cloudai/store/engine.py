@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,17 @@ def _sqlite_engine(url: str, begin: str, **options: Any) -> Engine:
 def create_sqlite_file(file: Path) -> None:
     """Make the file, in write-ahead mode, where there is none."""
     connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None)
+    deadline = time.monotonic() + BUSY_SECONDS
     try:
-        connection.execute("PRAGMA journal_mode=WAL")
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError:
+                # Another process makes the same file: for the change of mode SQLite does not always wait by itself.
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
     finally:
         connection.close()
 

@@ -185,6 +185,11 @@ class Facts:
             )
         return True
 
+    async def pod_is_there(self, name: str, uid: str) -> bool:
+        """Whether that very Pod is there."""
+        pod = await self.fetched_pod(name)
+        return pod is not None and pod["metadata"]["uid"] == uid
+
     async def task_is_there(self, name: str, uid: str) -> bool:
         """Whether the Task is there after all."""
         task = await self.fetched_task(name)

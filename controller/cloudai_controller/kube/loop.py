@@ -167,7 +167,7 @@ class Operator:
         try:
             await self._api.delete(f"{self._tasks_path}/{name}", uid=seen.uid)
         except ApiError as error:
-            if error.status not in (404, 409):
+            if error.status not in (404, 409) or await self.facts.task_is_there(name, seen.uid):
                 raise
             self._memory.drop_task(name, seen.uid)
         return None
@@ -215,10 +215,9 @@ class Operator:
         try:
             await self._api.delete(f"{self._pods_path}/{run.run_id}", uid=pod.uid)
         except ApiError as error:
-            if error.status not in (404, 409):
+            if error.status not in (404, 409) or await self.facts.pod_is_there(run.run_id, pod.uid):
                 raise
-            if await self.facts.fetched_pod(run.run_id) is None:
-                self._memory.drop_pod(run.task_id, run.run_id, pod.uid)
+            self._memory.drop_pod(run.task_id, run.run_id, pod.uid)
 
     async def _create_pod(self, resource: Json, decision: Decision) -> float | None:
         if self._making >= MAKERS:

@@ -23,6 +23,7 @@ KEY_WORKERS = 100  # of kopf: they only pass keys on
 # behind the first list.
 IDLE_SECONDS = 0.02
 AGAIN_SECONDS = 1.0  # after kopf has ended
+END_SECONDS = 3.0  # that a task of kopf's may take to end, at least
 
 log = logging.getLogger("cloudai.operator")
 
@@ -73,6 +74,7 @@ async def _follow(
         loop.call_soon_threadsafe(facts.pod_told, event["type"], dict(event["object"]))
 
     logging.getLogger("kopf").setLevel(logging.CRITICAL)  # what ends it is told by `feed`, and lists by the facts
+    insisting = asyncio.ensure_future(_insist())
     try:
         await kopf.operator(
             registry=registry,
@@ -84,7 +86,20 @@ async def _follow(
             stop_flag=stop,
         )
     finally:
+        insisting.cancel()
         stop.set()  # a thread of this loop waits for it, and the loop for that thread
+
+
+async def _insist() -> None:
+    """Cancel again what does not end: kopf cancels its tasks once and waits for ever, and its use of `asyncio.wait_for` may
+    swallow that in Python 3.11. It leaves alone what was there before it.
+    """
+    ending: set[asyncio.Task[Any]] = set()
+    while True:
+        await asyncio.sleep(END_SECONDS)
+        before, ending = ending, {task for task in asyncio.all_tasks() if task.cancelling()}
+        for task in ending & before:
+            task.cancel()
 
 
 def settings() -> kopf.OperatorSettings:

@@ -15,7 +15,7 @@ import kopf
 from kopf._core.reactor import inventory
 
 from cloudai.store.kube.api import PAGE, Api
-from cloudai.store.kube.task_resource import GROUP, PLURAL, TASK_LABEL, VERSION
+from cloudai.store.kube.task_resource import GROUP, PLURAL, VERSION
 from cloudai_controller.kube.facts import Facts
 
 KEY_WORKERS = 100  # of kopf: they only pass keys on
@@ -41,7 +41,7 @@ async def feed(facts: Facts, api: Api, namespace: str) -> None:
         except Exception as error:  # noqa: BLE001 - whatever ended it
             log.warning("events broke off and are taken up again: %s", str(error) or type(error).__name__)
         await asyncio.sleep(AGAIN_SECONDS)
-        await facts.list_all()
+        await facts.list_tasks()
 
 
 async def _feed_once(facts: Facts, api: Api, namespace: str) -> None:
@@ -68,10 +68,6 @@ async def _follow(
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def task(event: Any, **_: Any) -> None:
         loop.call_soon_threadsafe(facts.task_told, event["type"], dict(event["object"]))
-
-    @kopf.on.event("", "v1", "pods", labels={TASK_LABEL: kopf.PRESENT}, registry=registry)
-    async def pod(event: Any, **_: Any) -> None:
-        loop.call_soon_threadsafe(facts.pod_told, event["type"], dict(event["object"]))
 
     logging.getLogger("kopf").setLevel(logging.CRITICAL)  # what ends it is told by `feed`, and lists by the facts
     insisting = asyncio.ensure_future(_insist())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Protocol
 
 import aiohttp
@@ -45,8 +45,8 @@ class _Expired(Exception):
     """The version is too old, or the server does not make sense: list again."""
 
 
-async def follow(api: Api, path: str, follower: Follower, listed: Callable[[], None]) -> None:
-    """Tell `follower` for ever; calls `listed` after each whole list."""
+async def follow(api: Api, path: str, follower: Follower, listed: Callable[[], None], **query: str) -> None:
+    """Tell `follower` for ever of what `query` selects; calls `listed` after each whole list."""
     version: str | None = None
     failures = 0
     while True:
@@ -54,9 +54,9 @@ async def follow(api: Api, path: str, follower: Follower, listed: Callable[[], N
         began = asyncio.get_running_loop().time()
         try:
             if version is None:
-                version = await _listed(api, path, follower)
+                version = await _listed(api, path, follower, query)
                 listed()
-            version = await _watched(api, path, follower, version)
+            version = await _watched(api, path, follower, version, query)
         except _Expired:
             version = None
         except ApiError as error:
@@ -73,11 +73,11 @@ async def follow(api: Api, path: str, follower: Follower, listed: Callable[[], N
         await asyncio.sleep(min(LONGEST_PAUSE, 0.02 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
 
 
-async def _listed(api: Api, path: str, follower: Follower) -> str:
+async def _listed(api: Api, path: str, follower: Follower, query: Mapping[str, str]) -> str:
     """Tell of every object, a page at a time; returns the version of the list."""
     keys: set[Key] = set()
     version = "0"
-    async for objects, listed in api.pages(path):
+    async for objects, listed in api.pages(path, **query):
         version = listed
         for resource in objects:
             keys.add(key_of(resource))
@@ -86,9 +86,10 @@ async def _listed(api: Api, path: str, follower: Follower) -> str:
     return version
 
 
-async def _watched(api: Api, path: str, follower: Follower, version: str) -> str:
+async def _watched(api: Api, path: str, follower: Follower, version: str, query: Mapping[str, str]) -> str:
     """Follow one watch to its end; returns the version to go on from."""
     asked: dict[str, str | int] = {
+        **query,
         "watch": "true",
         "resourceVersion": version,
         "allowWatchBookmarks": "true",

@@ -1,7 +1,8 @@
 """What is known of the Tasks and Pods of a namespace: told by events, repaired by lists, asked for where memory may lag.
 
-Events are kopf's, and its watches may fall silent. So every few minutes what is live is listed and compared: what no event
-told of is made good, and where events stay away for good the process ends, since a new one hears again.
+Events of Tasks are kopf's, and its watches may fall silent. So every few minutes what is live is listed and compared: what no
+event told of is made good, and where events stay away for good the process ends, since a new one hears again. Pods change
+three times as often, and what kopf does for each event costs more than all that is done here: they have a watch of ours.
 """
 
 from __future__ import annotations
@@ -9,21 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from cloudai.errors import CloudAIError
 from cloudai.resources import TaskStatus
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.pods import attempt_of, owner_of
 from cloudai.store.kube.task_resource import ATTEMPT_LABEL, PHASES, TASK_LABEL, Json, tasks_path
-from cloudai.store.kube.watch import ODD
+from cloudai.store.kube.watch import ODD, Key, follow
 from cloudai_controller.kube.state import Memory
 
 REPAIR_SECONDS = 300.0
 DEAF_SECONDS = 30.0  # how much later than a list an event may come
 LIST_AGAIN_SECONDS = 2.0
 LIVE_TASKS = ",".join(f"status.phase!={PHASES[status]}" for status in TaskStatus if status.terminal)
-LIVE_PODS = "status.phase!=Succeeded,status.phase!=Failed"
 
 log = logging.getLogger("cloudai.operator")
 
@@ -44,7 +44,7 @@ class Facts:
         self.memory = Memory()
         self._tasks_path = tasks_path(namespace)
         self._pods_path = f"/api/v1/namespaces/{namespace}/pods"
-        self.heard_at = self._task_told_at = self._pod_told_at = time.monotonic()
+        self.heard_at = self._task_told_at = time.monotonic()
 
     # -- what is told
 
@@ -59,57 +59,63 @@ class Facts:
         if changed:
             self._changed(name)
 
-    def pod_told(self, kind: str | None, pod: Json) -> None:
-        """An event of a Pod with our label, whoever wrote that there."""
-        self._pod_told_at = self.heard_at = time.monotonic()
-        attempt = attempt_of(pod)
-        if attempt is None:
-            return
-        if kind == "DELETED":
-            changed = self.memory.drop_pod(attempt[0], pod["metadata"]["name"], pod["metadata"]["uid"])
-        else:
-            changed = self.memory.put_pod(pod)
-        if changed:
+    # -- Pods: a follower of their watch
+
+    async def follow_pods(self, listed: Callable[[], None]) -> None:
+        """For ever; calls `listed` after each whole list."""
+        await follow(self._api, self._pods_path, self, listed, labelSelector=TASK_LABEL)
+
+    def changed(self, resource: Json) -> None:
+        """A Pod with our label, whoever wrote that there."""
+        self.heard_at = time.monotonic()
+        attempt = attempt_of(resource)
+        if attempt is not None and self.memory.put_pod(resource):
             self._changed(attempt[0])
 
-    # -- lists
+    def deleted(self, resource: Json) -> None:
+        """The Pod is gone."""
+        self.heard_at = time.monotonic()
+        attempt, meta = attempt_of(resource), resource["metadata"]
+        if attempt is not None and self.memory.drop_pod(attempt[0], meta["name"], meta["uid"]):
+            self._changed(attempt[0])
 
-    async def list_all(self) -> None:
-        """Everything there is, however long the API server does not give it."""
+    def only(self, keys: Set[Key], version: int) -> None:
+        """At `version` there were these and no others."""
+        self.heard_at = time.monotonic()
+        for name in self.memory.only_pods({name for _, name in keys}, version):
+            self._changed(name)
+
+    # -- lists of Tasks
+
+    async def list_tasks(self) -> None:
+        """Every Task there is, however long the API server does not give it."""
         self.heard_at = time.monotonic()
         while True:
             try:
-                return await self._list_all()
+                with self.memory.listing():
+                    names, version, _ = await self._listed()
+                    for name in self.memory.only_tasks(names, version):
+                        self._changed(name)
+                return
             except (ApiError, CloudAIError) as error:
-                log.warning("tasks and pods cannot be listed: %s", error)
+                log.warning("tasks cannot be listed: %s", error)
             await asyncio.sleep(LIST_AGAIN_SECONDS)
 
-    async def _list_all(self) -> None:
-        with self.memory.listing():
-            names, version, _ = await self._listed(self._tasks_path, self.memory.put_task, _task_name)
-            for name in self.memory.only_tasks(names, version):
-                self._changed(name)
-            query = {"labelSelector": TASK_LABEL}
-            names, version, _ = await self._listed(self._pods_path, self.memory.put_pod, _pods_task, **query)
-            for name in self.memory.only_pods(names, version):
-                self._changed(name)
-
-    async def _listed(
-        self, path: str, put: Callable[[Json], bool], task: Callable[[Json], str], **query: str
-    ) -> tuple[set[str], int, int]:
+    async def _listed(self, **query: str) -> tuple[set[str], int, int]:
         """Take in what there is; returns all names, the list's version and how many were news."""
         names: set[str] = set()
         version, news = "0", 0
-        async for page, listed in self._api.pages(path, **query):
+        async for page, listed in self._api.pages(self._tasks_path, **query):
             version = listed
             for one in page:
-                names.add(one["metadata"]["name"])
+                name = one["metadata"]["name"]
+                names.add(name)
                 try:
-                    if put(one):
+                    if self.memory.put_task(one):
                         news += 1
-                        self._changed(task(one))
+                        self._changed(name)
                 except ODD as error:
-                    log.warning("%s is not understood and left out: %r", one["metadata"]["name"], error)
+                    log.warning("%s is not understood and left out: %r", name, error)
         self.heard_at = time.monotonic()
         return names, int(version), news
 
@@ -117,41 +123,27 @@ class Facts:
         """For ever: make good, slowly, what no event told of. Raises Over where that is needed and events stay away."""
         while True:
             await asyncio.sleep(REPAIR_SECONDS)
-            task_told_at, pod_told_at = self._task_told_at, self._pod_told_at
+            told_at = self._task_told_at
             try:
                 with self.memory.listing():
-                    tasks, pods = await self._review_tasks(), await self._review_pods()
+                    news = await self._review()
             except (ApiError, CloudAIError) as error:
-                log.warning("tasks and pods cannot be listed: %s", error)
+                log.warning("tasks cannot be listed: %s", error)
                 continue
-            if tasks or pods:
+            if news:
                 await asyncio.sleep(DEAF_SECONDS)
-            if (tasks and self._task_told_at == task_told_at) or (pods and self._pod_told_at == pod_told_at):
+            if news and self._task_told_at == told_at:
                 raise Over("events of the API server do not arrive any more")
 
-    async def _review_tasks(self) -> int:
+    async def _review(self) -> int:
         """Look at what is live, here or there; returns how much of it was news. What has ended costs nothing."""
-        names, version, news = await self._listed(
-            self._tasks_path, self.memory.put_task, _task_name, fieldSelector=LIVE_TASKS
-        )
+        names, version, news = await self._listed(fieldSelector=LIVE_TASKS)
         for name, seen in list(self.memory.tasks.items()):
             if seen.finished_at is None and seen.version <= version and name not in names:
                 news += 1
                 if await self.fetched_task(name) is None:
                     self.memory.drop_task(name, seen.uid)
                 self._changed(name)
-        return news
-
-    async def _review_pods(self) -> int:
-        query = {"labelSelector": TASK_LABEL, "fieldSelector": LIVE_PODS}
-        names, version, news = await self._listed(self._pods_path, self.memory.put_pod, _pods_task, **query)
-        for task, pods in list(self.memory.pods.items()):
-            for name, pod in list(pods.items()):
-                if not pod.run.phase.terminal and pod.version <= version and name not in names:
-                    news += 1
-                    if await self.fetched_pod(name) is None:
-                        self.memory.drop_pod(task, name, pod.uid)
-                    self._changed(task)
         return news
 
     # -- what is asked of the server itself
@@ -197,13 +189,3 @@ class Facts:
             return False
         self._changed(name)
         return True
-
-
-def _task_name(task: Json) -> str:
-    return str(task["metadata"]["name"])
-
-
-def _pods_task(pod: Json) -> str:
-    attempt = attempt_of(pod)
-    assert attempt is not None  # what is none was left out
-    return attempt[0]

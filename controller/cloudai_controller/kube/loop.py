@@ -33,7 +33,6 @@ from cloudai_controller.kube.workqueue import WorkQueue
 
 WORKERS = 48
 MAKERS = 32  # of these may wait for a Pod to be made: a webhook that hangs must not keep all from their work
-MAKE_AGAIN_SECONDS = 0.25
 # A task that has not ended is written when it has stayed as it is for so long (ms): with many under way longer, so that at
 # most some 50 such writes a second take what the ends of tasks need.
 SETTLE_MS, LONGEST_SETTLE_MS, SETTLE_EACH_MS = 400, 5000, 20
@@ -67,13 +66,17 @@ class Operator:
         self._failing: dict[str, tuple[str, int]] = {}  # the attempt of a task that cannot start, and since when
         self._refused: dict[str, None] = {}  # tasks whose Pod was not admitted, in the order of that
         self._making = 0
+        self._unmade: dict[str, None] = {}  # tasks that wait until fewer Pods are being made, in the order of that
 
     async def run(self, feed: Callable[[Facts], Coroutine[None, None, None]]) -> None:
         """Until cancelled. Starts with a list of everything, so that nothing is decided on half the facts; from then on
         `feed` tells what changes. Raises Over.
         """
-        await self.facts.list_all()
+        listed = asyncio.Event()
         async with asyncio.TaskGroup() as group:
+            group.create_task(self.facts.follow_pods(listed.set))
+            await self.facts.list_tasks()
+            await listed.wait()
             group.create_task(self._queue.run(WORKERS))
             group.create_task(self._tidying.run())
             group.create_task(self.facts.keep())
@@ -86,6 +89,16 @@ class Operator:
 
     async def _look(self, name: str) -> float | None:
         """Everything a Task needs now; returns the seconds until it needs a look though nothing changes."""
+        self._unmade.pop(name, None)
+        try:
+            return await self._reconcile(name)
+        finally:
+            if self._unmade and self._making < MAKERS:
+                first = next(iter(self._unmade))
+                del self._unmade[first]
+                self._queue.add(first)
+
+    async def _reconcile(self, name: str) -> float | None:
         seen, known = self._memory.tasks.get(name), self._memory.pods_of(name)
         pods = {pod_name: pod for pod_name, pod in known.items() if seen is not None and pod.owner == seen.uid}
         if len(pods) < len(known):
@@ -94,6 +107,7 @@ class Operator:
         if seen is None:
             self._moved_at.pop(name, None)
             self._failing.pop(name, None)
+            self._queue.forget(name)
             return None
         over = seen.finished_at is not None and all(pod.run.phase.terminal for pod in pods.values())
         if over or seen.document is None:
@@ -119,8 +133,6 @@ class Operator:
         if _differs(task, decision.task):
             resource = await self._write_status(resource, decision.task, decision.ended, now)
             metrics.LOST.inc(sum(one.reason == Reason.WORKER_LOST for one in decision.ended[len(ended) :]))
-            if decision.task.status.terminal:
-                self._queue.add(name)
         for run in decision.delete:
             await self._delete(run, pods)
         self._tend(name, decision, pods)
@@ -201,11 +213,17 @@ class Operator:
         self._memory.put_task(stored)
         metrics.ACTIONS.labels(action=task.status.value).inc()
         self._events.status(resource, task)
-        if task.status.terminal and self._refused:
+        if task.status.terminal:
+            self._queue.add(task.task_id)  # there is to be tidied up, and once to be removed
+            self._let_try()
+        return stored
+
+    def _let_try(self) -> None:
+        """There may be room for one whose Pod was not admitted."""
+        if self._refused:
             first = next(iter(self._refused))
             del self._refused[first]
             self._queue.add_after(first, ROOM_SECONDS)
-        return stored
 
     async def _delete(self, run: Run, pods: dict[str, SeenPod]) -> None:
         pod = pods[run.run_id]
@@ -221,7 +239,8 @@ class Operator:
 
     async def _create_pod(self, resource: Json, decision: Decision) -> float | None:
         if self._making >= MAKERS:
-            return MAKE_AGAIN_SECONDS
+            self._unmade[decision.task.task_id] = None
+            return None
         assert decision.create is not None
         name = run_id(decision.task.task_id, decision.create)
         self._making += 1

@@ -21,6 +21,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a key that failed is tr
 
 LASTING = 5  # failures after which what may pass counts as lasting
 
+LEFT_OVER = 1000  # times of keys that were forgotten, until they are cleared away
+
 log = logging.getLogger("cloudai.operator")
 
 
@@ -59,6 +61,13 @@ class WorkQueue:
         self._due[key] = due
         heapq.heappush(self._heap, (due, key))
         self._earlier.set()
+
+    def forget(self, key: str) -> None:
+        """Nothing is to be done about the key later."""
+        self._due.pop(key, None)
+        if len(self._heap) > 2 * len(self._due) + LEFT_OVER:
+            self._heap = [(due, one) for one, due in self._due.items()]
+            heapq.heapify(self._heap)
 
     async def run(self, workers: int) -> None:
         """Work with so many at once until cancelled."""

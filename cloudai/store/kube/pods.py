@@ -47,7 +47,7 @@ def held(pod: Mapping[str, Any], gpu: str, namespace: str) -> Held:
     ours = pod["metadata"]["namespace"] == namespace and attempt_of(pod) is not None
     amount = NOTHING if over(pod) else requests_of(pod, gpu)
     log_due = FINALIZER in (pod["metadata"].get("finalizers") or ())
-    return Held(pod["spec"].get("nodeName"), amount, run_of(pod, gpu) if ours else None, log_due)
+    return Held(pod["spec"].get("nodeName"), amount, run_of(pod, amount) if ours else None, log_due)
 
 
 def attempt_of(pod: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -83,8 +83,8 @@ def over(pod: Mapping[str, Any]) -> bool:
     )
 
 
-def run_of(pod: Mapping[str, Any], gpu: str = GPU) -> Run:
-    """The attempt that a Pod of ours is: one with an `attempt_of`."""
+def run_of(pod: Mapping[str, Any], resources: Resources = NOTHING) -> Run:
+    """The attempt that a Pod of ours is: one with an `attempt_of`. `resources`: where it matters what it holds."""
     meta, spec, status = pod["metadata"], pod["spec"], pod.get("status") or {}
     task_id, attempt = attempt_of(pod) or ("", 0)
     container = _container(status)
@@ -99,7 +99,7 @@ def run_of(pod: Mapping[str, Any], gpu: str = GPU) -> Run:
         user_id=(meta.get("annotations") or {}).get(USER_LABEL, ""),
         image=_image(pod),
         command=None,
-        resources=requests_of(pod, gpu),
+        resources=resources,
         created_at=millis(status.get("startTime") or meta["creationTimestamp"]) or 0,
         stop_requested=meta.get("deletionTimestamp") is not None,
         phase=phase,

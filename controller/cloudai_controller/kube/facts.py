@@ -15,7 +15,7 @@ from collections.abc import Callable, Set
 from cloudai.errors import CloudAIError
 from cloudai.resources import TaskStatus
 from cloudai.store.kube.api import Api, ApiError
-from cloudai.store.kube.pods import attempt_of, owner_of
+from cloudai.store.kube.pods import attempt_of, over, owner_of
 from cloudai.store.kube.task_resource import ATTEMPT_LABEL, PHASES, TASK_LABEL, Json, tasks_path
 from cloudai.store.kube.watch import ODD, Key, follow
 from cloudai_controller.kube.state import Memory
@@ -33,14 +33,18 @@ class Over(Exception):
 
 
 class Facts:
-    """`changed(name)` is called for each Task of which, or of whose Pods, something is new.
+    """`changed(name)` is called for each Task of which, or of whose Pods, something is new; `moved(name)` where a Pod only came
+    further on its way.
 
     `heard_at`: when the API server last told anything, by this process's own clock (s).
     """
 
-    def __init__(self, api: Api, namespace: str, changed: Callable[[str], None]) -> None:
+    def __init__(
+        self, api: Api, namespace: str, changed: Callable[[str], None], moved: Callable[[str], None]
+    ) -> None:
         self._api = api
         self._changed = changed
+        self._moved = moved
         self.memory = Memory()
         self._tasks_path = tasks_path(namespace)
         self._pods_path = f"/api/v1/namespaces/{namespace}/pods"
@@ -70,7 +74,8 @@ class Facts:
         self.heard_at = time.monotonic()
         attempt = attempt_of(resource)
         if attempt is not None and self.memory.put_pod(resource):
-            self._changed(attempt[0])
+            ends = over(resource) or resource["metadata"].get("deletionTimestamp") is not None
+            (self._changed if ends else self._moved)(attempt[0])
 
     def deleted(self, resource: Json) -> None:
         """The Pod is gone."""

@@ -32,10 +32,11 @@ from cloudai_controller.kube.tidy import Tidying
 from cloudai_controller.kube.workqueue import WorkQueue
 
 WORKERS = 48
+BUSY = 8  # so many at work at once are a burst: what follows an end waits until that is over
 MAKERS = 32  # of these may wait for a Pod to be made: a webhook that hangs must not keep all from their work
-# A task that has not ended is written when it has stayed as it is for so long (ms): with many under way longer, so that at
-# most some 50 such writes a second take what the ends of tasks need.
-SETTLE_MS, LONGEST_SETTLE_MS, SETTLE_EACH_MS = 400, 5000, 20
+# Seconds that a change which is no end is left alone: it is often overtaken by the next one, and then costs no write. The more
+# tasks are on their way the longer, so that at most some 20 such writes a second take what starts and ends need.
+SETTLE, SETTLE_EACH, LONGEST_SETTLE = 0.4, 0.05, 30.0
 # Until a Pod that was not admitted is tried again: the more wait, the longer, so that at most 50 a second are.
 REFUSED_SECONDS, REFUSED_EACH_SECONDS = 10.0, 0.02
 ROOM_SECONDS = 1.0  # after an end, until the quota that refused another one's Pod counts it
@@ -57,12 +58,12 @@ class Operator:
         self._archive = Archive(self._api, self._namespace)
         self._events = Events(self._api, self._namespace)
         self._queue = WorkQueue(self._look)
-        self.facts = Facts(self._api, self._namespace, self._queue.add)
+        self.facts = Facts(self._api, self._namespace, self._changed, self._moved)
         self._memory = self.facts.memory
         self._tidying = Tidying(self._api, self._pods_path, self.facts, self._archive, self._is_busy, self._queue.add)
         metrics.LOOKS.set_function(lambda: len(self._queue))
         metrics.QUEUED.set_function(self._memory.queued)
-        self._moved_at: dict[str, int] = {}  # since when a task is due to be written
+        self._moved_at: dict[str, float] = {}  # tasks that came further and wait to be looked at, and since when (s)
         self._failing: dict[str, tuple[str, int]] = {}  # the attempt of a task that cannot start, and since when
         self._refused: dict[str, None] = {}  # tasks whose Pod was not admitted, in the order of that
         self._making = 0
@@ -83,12 +84,28 @@ class Operator:
             group.create_task(feed(self.facts))
 
     def _is_busy(self) -> bool:
-        return len(self._queue) + len(self._moved_at) > WORKERS
+        return len(self._queue) + len(self._moved_at) > BUSY
+
+    def _changed(self, name: str) -> None:
+        self._moved_at.pop(name, None)
+        self._queue.add(name)
+
+    def _moved(self, name: str) -> None:
+        self._moved_at.setdefault(name, time.monotonic())
+        self._queue.add_after(name, self._settle())
+
+    def _settle(self) -> float:
+        """Seconds that a task is left alone after it came further."""
+        return min(LONGEST_SETTLE, max(SETTLE, SETTLE_EACH * len(self._moved_at)))
 
     # -- one look
 
     async def _look(self, name: str) -> float | None:
         """Everything a Task needs now; returns the seconds until it needs a look though nothing changes."""
+        unsettled = self._settle() - (time.monotonic() - self._moved_at.get(name, float("-inf")))
+        if unsettled > 0:
+            return unsettled
+        self._moved_at.pop(name, None)
         self._unmade.pop(name, None)
         try:
             return await self._reconcile(name)
@@ -105,7 +122,6 @@ class Operator:
             await self._abandon(name, {pod_name: pod for pod_name, pod in known.items() if pod_name not in pods})
         self._refused.pop(name, None)
         if seen is None:
-            self._moved_at.pop(name, None)
             self._failing.pop(name, None)
             self._queue.forget(name)
             return None
@@ -127,9 +143,6 @@ class Operator:
             decision = decide(task, ended, runs, now, self._image_grace, since if failing == coming else None)
         if decision.look_at is not None and failing != coming:
             self._failing[name] = (coming, now)
-        wait = self._unsettled(name, task, decision, now)
-        if wait is not None:
-            return wait
         if _differs(task, decision.task):
             resource = await self._write_status(resource, decision.task, decision.ended, now)
             metrics.LOST.inc(sum(one.reason == Reason.WORKER_LOST for one in decision.ended[len(ended) :]))
@@ -141,19 +154,6 @@ class Operator:
         if decision.task.status.terminal and not decision.delete:
             return await self._finished(name, self._memory.tasks.get(name), pods)
         return None if decision.look_at is None else max(0.05, (decision.look_at - now) / 1000)
-
-    def _unsettled(self, name: str, task: Task, decision: Decision, now: int) -> float | None:
-        """Seconds to wait before a change that is not an end is written: it is often overtaken by the next one."""
-        lasting = decision.task.status.terminal or decision.delete or decision.create is not None
-        if lasting or not _differs(task, decision.task):
-            self._moved_at.pop(name, None)
-            return None
-        settle = min(LONGEST_SETTLE_MS, max(SETTLE_MS, SETTLE_EACH_MS * len(self._moved_at)))
-        due = self._moved_at.setdefault(name, now) + settle
-        if now < due:
-            return (due - now) / 1000
-        del self._moved_at[name]
-        return None
 
     def _tend(self, name: str, decision: Decision, pods: dict[str, SeenPod]) -> None:
         """See to the Pods of attempts that are told of in the status, and to the logs of those that are being ended."""

@@ -255,11 +255,13 @@ def test_a_pod_against_the_rules_of_its_namespace_fails_and_says_so(kube: Kube) 
 def test_a_pod_against_a_policy_of_the_cluster_fails_in_the_policys_words(place: Place) -> None:
     allowed = "!has(object.spec.activeDeadlineSeconds)"
     refused = {"containers": [{"name": "c", "image": SHELL}], "activeDeadlineSeconds": 1}
-    with place.policy(allowed, "no deadlines here", refused), place.operator():
-        found = place.until(place.apply("true", timeoutSeconds=60), "Failed")
+    with place.policy(allowed, "no deadlines here", refused), place.operator(task_retention_seconds="6"):
+        name = place.apply("true", timeoutSeconds=60)
+        found = place.until(name, "Failed")
         assert found["status"]["reason"] == "PodRefused"
         assert "no deadlines here" in found["status"]["message"]
         place.until(place.apply("true"), "Completed")
+        place.until_gone(f"ctask/{name}")  # in its time, though no Pod of it was ever there
 
 
 def test_tasks_run_as_the_user_that_the_operator_is_told(kube: Kube) -> None:

@@ -36,7 +36,7 @@ BUSY = 8  # so many at work at once are a burst: what follows an end waits until
 MAKERS = 32  # of these may wait for a Pod to be made: a webhook that hangs must not keep all from their work
 # Seconds that a change which is no end is left alone: it is often overtaken by the next one, and then costs no write. The more
 # tasks are on their way the longer, so that at most some 20 such writes a second take what starts and ends need.
-SETTLE, SETTLE_EACH, LONGEST_SETTLE = 0.4, 0.05, 30.0
+SETTLE, SETTLE_EACH, LONGEST_SETTLE = 1.0, 0.05, 30.0
 # Until a Pod that was not admitted is tried again: the more wait, the longer, so that at most 50 a second are.
 REFUSED_SECONDS, REFUSED_EACH_SECONDS = 10.0, 0.02
 ROOM_SECONDS = 1.0  # after an end, until the quota that refused another one's Pod counts it

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Set
+from collections.abc import Set
 from pathlib import Path
 
 from aiohttp import web
 
-from cloudai.settings import Settings
-from cloudai.store.kube.api import Api, connect
 from cloudai.store.kube.task_resource import Json
 from cloudai.store.kube.watch import Key, follow
+from tests.kube.stub import api_of
 
 ROUNDS = 7
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Names:
@@ -37,27 +34,6 @@ class Names:
     def only(self, keys: Set[Key], version: int) -> None:
         assert version == 7
         self.known &= {name for _, name in keys}
-
-
-@contextlib.asynccontextmanager
-async def api_of(handle: Handler, directory: Path) -> AsyncIterator[Api]:
-    app = web.Application()
-    app.router.add_get("/{path:.*}", handle)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0][:2]
-    config = directory / "kubeconfig"
-    cluster = {"name": "c", "cluster": {"server": f"http://{host}:{port}"}}
-    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-    head = {"apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}]}
-    config.write_text(json.dumps(head | {"clusters": [cluster], "contexts": [context]}))
-    api = await connect(Settings(kubeconfig=config))
-    try:
-        yield api
-    finally:
-        await api.close()
-        await runner.cleanup()
 
 
 def listed(*names: str) -> web.Response:

@@ -53,7 +53,7 @@ def log_path(namespace: str, pod: str) -> str:
     return f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
 
 
-def is_removed(data: bytes) -> bool:
+def is_removed(data: bytes | bytearray) -> bool:
     """Whether that is what the kubelet says of a log that it has no more."""
     return _REMOVED.fullmatch(data) is not None
 

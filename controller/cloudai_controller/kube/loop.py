@@ -55,7 +55,7 @@ class Operator:
         self._terms = _terms(settings)
         self._image_grace = round(settings.image_grace_seconds * 1000)
         self._retention_ms = settings.task_retention_seconds * 1000
-        self._archive = Archive(self._api, self._namespace)
+        self._archive = Archive(self._api, self._namespace, lambda pod: self._memory.knows(pod))
         self._events = Events(self._api, self._namespace)
         self._queue = WorkQueue(self._look)
         self.facts = Facts(self._api, self._namespace, self._queue.add)
@@ -150,7 +150,7 @@ class Operator:
             if pod.run.phase.terminal and pod.held and (pod_name in done or decision.task.status.terminal):
                 self._tidying.add(name, pod_name)
             elif pod.deleting and not pod.run.phase.terminal:
-                self._archive.follow(pod.run)
+                self._archive.follow(pod)
 
     async def _finished(self, name: str, seen: SeenTask | None, pods: dict[str, SeenPod]) -> float | None:
         """Nothing is decided any more; the Task goes when its time is over, and its Pods with it."""
@@ -182,7 +182,6 @@ class Operator:
                 return
             if over:
                 await self._tidying.release(pod_name, pod)
-                self._archive.forget(pod_name)
             else:
                 await self._delete(pod.run, pods)
 
@@ -211,7 +210,7 @@ class Operator:
         pod = pods[run.run_id]
         if pod.deleting:
             return
-        self._archive.follow(pod.run)
+        self._archive.follow(pod)
         try:
             await self._api.delete(f"{self._pods_path}/{run.run_id}", uid=pod.uid)
         except ApiError as error:

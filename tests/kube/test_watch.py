@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Set
+from collections.abc import Set
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
-from cloudai.settings import Settings
-from cloudai.store.kube.api import Api, connect
+from cloudai.store.kube import watch
 from cloudai.store.kube.task_resource import Json
 from cloudai.store.kube.watch import Key, follow
+from tests.kube.stub import api_of
 
 ROUNDS = 7
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Names:
@@ -37,27 +36,6 @@ class Names:
     def only(self, keys: Set[Key], version: int) -> None:
         assert version == 7
         self.known &= {name for _, name in keys}
-
-
-@contextlib.asynccontextmanager
-async def api_of(handle: Handler, directory: Path) -> AsyncIterator[Api]:
-    app = web.Application()
-    app.router.add_get("/{path:.*}", handle)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0][:2]
-    config = directory / "kubeconfig"
-    cluster = {"name": "c", "cluster": {"server": f"http://{host}:{port}"}}
-    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-    head = {"apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}]}
-    config.write_text(json.dumps(head | {"clusters": [cluster], "contexts": [context]}))
-    api = await connect(Settings(kubeconfig=config))
-    try:
-        yield api
-    finally:
-        await api.close()
-        await runner.cleanup()
 
 
 def listed(*names: str) -> web.Response:
@@ -108,3 +86,32 @@ async def test_an_object_that_is_not_understood_keeps_nobody_from_the_others(tmp
         told.set()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_watch_that_falls_silent_is_taken_up_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SILENCE", 0.1)
+    asked: list[str] = []
+    again = asyncio.Event()
+
+    async def silent(request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query:
+            return listed()
+        asked.append(request.query["resourceVersion"])
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        if len(asked) == 1:
+            event = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}
+            await stream.write(json.dumps(event).encode() + b"\n")
+        else:
+            again.set()
+        await asyncio.Event().wait()
+        return stream
+
+    async with api_of(silent, tmp_path) as api:
+        following = asyncio.ensure_future(follow(api, "/things", Names(), lambda: None))
+        await again.wait()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert asked[:2] == ["7", "9"]

@@ -34,20 +34,28 @@ _DISRUPTIONS: Mapping[str, Reason] = {
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a Pod of anybody's holds of a node; `run` when it is an attempt of ours, and whether its log is still to be kept."""
+    """What a Pod of anybody's holds of a node; `run` when it is an attempt of ours, and `owner` the uid of its Task.
+
+    `log_over`: no byte will follow in its log. `log_due`: the log is still to be kept.
+    """
 
     node: str | None
     amount: Resources
     run: Run | None
+    owner: str = ""
+    log_over: bool = False
     log_due: bool = False
 
 
 def held(pod: Mapping[str, Any], gpu: str, namespace: str) -> Held:
     """`amount` is nothing once the Pod is over. `namespace`: where attempts of ours are."""
     ours = pod["metadata"]["namespace"] == namespace and attempt_of(pod) is not None
-    amount = NOTHING if over(pod) else requests_of(pod, gpu)
+    amount, node = (NOTHING if over(pod) else requests_of(pod, gpu)), pod["spec"].get("nodeName")
+    if not ours:
+        return Held(node, amount, None)
+    ended = bool((_container(pod.get("status") or {}).get("state") or {}).get("terminated"))
     log_due = FINALIZER in (pod["metadata"].get("finalizers") or ())
-    return Held(pod["spec"].get("nodeName"), amount, run_of(pod, amount) if ours else None, log_due)
+    return Held(node, amount, run_of(pod, amount), owner_of(pod), ended or over(pod), log_due)
 
 
 def attempt_of(pod: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -189,7 +197,7 @@ def _ended(pod: Mapping[str, Any], status: Mapping[str, Any], ended: Mapping[str
         return RunPhase.FAILED, Reason.OOM_KILLED, "It needed more memory than it asked for."
     if ended.get("reason") == "StartError":
         return RunPhase.FAILED, *_start_error(str(ended.get("message") or ""))
-    if meta.get("deletionTimestamp") is not None:
+    if meta.get("deletionTimestamp") is not None and not _ended_before(meta, ended):
         return RunPhase.FAILED, Reason.CONTAINER_GONE, "Its Pod was deleted."
     if ended.get("reason") in ("ContainerStatusUnknown", "Unknown"):
         node = pod["spec"].get("nodeName")
@@ -198,6 +206,13 @@ def _ended(pod: Mapping[str, Any], status: Mapping[str, Any], ended: Mapping[str
         return RunPhase.FAILED, Reason.EXIT_CODE, f"The command ended with exit code {ended['exitCode']}; see the logs."
     why = words or status.get("reason") or "it says no more"
     return RunPhase.LOST, Reason.EVICTED, f"Node {pod['spec'].get('nodeName')} did not take it: {why}"
+
+
+def _ended_before(meta: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
+    """Whether the command had ended when the deletion was asked for, which is its grace before what Kubernetes tells."""
+    finished, deleted = millis(ended.get("finishedAt")), millis(meta["deletionTimestamp"])
+    grace = 1000 * int(meta.get("deletionGracePeriodSeconds") or 0)
+    return finished is not None and deleted is not None and finished < deleted - grace
 
 
 def _start_error(words: str) -> tuple[Reason, str]:

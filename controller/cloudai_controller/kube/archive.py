@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 import aiohttp
@@ -13,6 +14,7 @@ from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.logs import READ_SECONDS, archive_body, is_removed, log_path
 from cloudai.store.kube.pods import CONTAINER
 from cloudai.store.kube.task_resource import Json
+from cloudai_controller.kube.state import SeenPod
 
 LONGEST_LOG = 2 * 1024 * 1024  # bytes read of one attempt
 LARGEST_KEPT = 700 * 1024  # bytes compressed: an object of Kubernetes holds a mebibyte, in base64
@@ -30,52 +32,61 @@ class _Read(NamedTuple):
     whole: bool
 
 
-class Archive:
-    """Logs of the Pods of `namespace`."""
+class _Following(NamedTuple):
+    pod: SeenPod
+    reading: asyncio.Task[_Read]
 
-    def __init__(self, api: Api, namespace: str) -> None:
+
+class Archive:
+    """Logs of the Pods of `namespace`. `is_known`: whether that very Pod is there still."""
+
+    def __init__(self, api: Api, namespace: str, is_known: Callable[[SeenPod], bool]) -> None:
         self._api = api
         self._namespace = namespace
-        self._followed: dict[str, asyncio.Task[_Read]] = {}
+        self._is_known = is_known
+        self._followed: dict[str, _Following] = {}  # by the Pod's uid
 
-    def follow(self, run: Run) -> None:
+    def follow(self, pod: SeenPod) -> None:
         """The Pod is about to be ended: read its log to the end from now on, since the kubelet drops it soon after."""
-        if run.started_at is None or run.run_id in self._followed:
+        if pod.run.started_at is None or pod.uid in self._followed:
             return
+        for one in [one.pod for one in self._followed.values() if not self._is_known(one.pod)]:
+            self.forget(one)
         if len(self._followed) < MOST_FOLLOWED:
-            self._followed[run.run_id] = asyncio.ensure_future(self._read_on(run.run_id))
+            self._followed[pod.uid] = _Following(pod, asyncio.ensure_future(self._read_on(pod.run.run_id)))
 
-    async def keep(self, run: Run, task: Json) -> None:
-        """Keep the log of an attempt that has ended. Raises ApiError and `unavailable` when it cannot be read now."""
-        read = await self._followed_to_the_end(run.run_id)
-        if not read.whole and run.started_at is not None:
-            again = await self._read(run.run_id, READ_SECONDS)
-            if not is_removed(again.data) and len(again.data) >= len(read.data):
+    async def keep(self, pod: SeenPod, task: Json) -> None:
+        """Keep the log of an attempt that has ended. Raises ApiError and `unavailable` when it cannot be read or kept now;
+        what following has brought is there until the Pod is forgotten.
+        """
+        read = await self._followed_to_the_end(pod)
+        if not read.whole and pod.run.started_at is not None:
+            again = await self._read(pod.run.run_id, READ_SECONDS)
+            if len(again.data) >= len(read.data):
                 read = again
-        self.forget(run.run_id)
         if not read.data:
             return
         data = read.data if read.whole else read.data + BROKEN
-        body = await asyncio.to_thread(_body, run.run_id, task, data)
+        body = await asyncio.to_thread(_body, pod.run, task, data)
         try:
             await self._api.create(f"/api/v1/namespaces/{self._namespace}/configmaps", body)
         except ApiError as error:
-            if error.status != 409:
+            if error.reason != "AlreadyExists":  # a quota's conflict is a 409, too
                 raise
 
-    def forget(self, run_id: str) -> None:
+    def forget(self, pod: SeenPod) -> None:
         """Nobody will ask for its log any more."""
-        following = self._followed.pop(run_id, None)
+        following = self._followed.pop(pod.uid, None)
         if following is not None:
-            following.cancel()
+            following.reading.cancel()
 
-    async def _followed_to_the_end(self, run_id: str) -> _Read:
+    async def _followed_to_the_end(self, pod: SeenPod) -> _Read:
         """What following has brought; its end comes at once after the container's, or never."""
-        following = self._followed.get(run_id)
-        if following is None:
+        if pod.uid not in self._followed:
             return _Read(b"", False)
-        await asyncio.wait([following], timeout=END_SECONDS)
-        return following.result() if following.done() and not following.cancelled() else _Read(b"", False)
+        reading = self._followed[pod.uid].reading
+        await asyncio.wait([reading], timeout=END_SECONDS)
+        return reading.result() if reading.done() and not reading.cancelled() else _Read(b"", False)
 
     async def _read_on(self, run_id: str) -> _Read:
         """What cannot be followed is read after its end."""
@@ -100,15 +111,17 @@ class Archive:
             if not data:
                 raise unavailable(f"the log of {run_id} broke off: {error or type(error).__name__}") from None
             whole = False
+        if is_removed(data):
+            data.clear()
         return _Read(_shortened(bytes(data), LONGEST_LOG) if len(data) > LONGEST_LOG else bytes(data), whole)
 
 
-def _body(run_id: str, task: Json, data: bytes) -> Json:
+def _body(run: Run, task: Json, data: bytes) -> Json:
     """Takes its time: not for the event loop."""
-    body = archive_body(run_id, task, data)
+    body = archive_body(run, task, data)
     while len(body["binaryData"]["log.zlib"]) > LARGEST_KEPT * 4 // 3:
         data = _shortened(data, len(data) // 2)
-        body = archive_body(run_id, task, data)
+        body = archive_body(run, task, data)
     return body
 
 

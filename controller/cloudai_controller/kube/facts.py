@@ -171,11 +171,13 @@ class Facts:
         put(found)
         return found
 
-    async def own_pod_is_there(self, name: str, owner: str) -> bool:
-        """Whether the Task of that uid has a Pod of that name. Raises ValueError for one that cannot be followed."""
+    async def own_pod_is_there(self, name: str, owner: str) -> bool | None:
+        """Whether the Pod of that name is that of the Task of that uid; None where there is none, or another's that is over.
+        Raises ValueError for one that cannot be followed.
+        """
         pod = await self.fetched_pod(name)
         if pod is None or owner_of(pod) != owner:
-            return False
+            return None if pod is None or over(pod) else False
         if attempt_of(pod) is None:
             raise ValueError(
                 f"somebody took our labels from Pod {name}: {TASK_LABEL} and {ATTEMPT_LABEL} must be there"

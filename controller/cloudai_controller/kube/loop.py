@@ -55,7 +55,7 @@ class Operator:
         self._terms = _terms(settings)
         self._image_grace = round(settings.image_grace_seconds * 1000)
         self._retention_ms = settings.task_retention_seconds * 1000
-        self._archive = Archive(self._api, self._namespace)
+        self._archive = Archive(self._api, self._namespace, lambda pod: self._memory.knows(pod))
         self._events = Events(self._api, self._namespace)
         self._queue = WorkQueue(self._look)
         self.facts = Facts(self._api, self._namespace, self._changed, self._moved)
@@ -134,8 +134,11 @@ class Operator:
         runs = {pod_name: pod.run for pod_name, pod in pods.items()}
         current = run_id(name, task.attempt)
         if task.status in (TaskStatus.PENDING, TaskStatus.RUNNING) and current not in runs:
-            if await self.facts.own_pod_is_there(current, seen.uid):
+            own = await self.facts.own_pod_is_there(current, seen.uid)
+            if own:
                 return 0.0
+            if own is False:  # it may be this one's, which somebody took its owner from
+                return await self._wait_for_pod(resource, Decision(task, ended), taken(current))
             runs[current] = vanished(task)
         coming = run_id(name, max(1, task.attempt + (task.status is TaskStatus.QUEUED)))
         failing, since = self._failing.get(name, ("", now))
@@ -162,7 +165,7 @@ class Operator:
             if pod.run.phase.terminal and pod.held and (pod_name in done or decision.task.status.terminal):
                 self._tidying.add(name, pod_name)
             elif pod.deleting and not pod.run.phase.terminal:
-                self._archive.follow(pod.run)
+                self._archive.follow(pod)
 
     async def _finished(self, name: str, seen: SeenTask | None, pods: dict[str, SeenPod]) -> float | None:
         """Nothing is decided any more; the Task goes when its time is over, and its Pods with it."""
@@ -194,7 +197,6 @@ class Operator:
                 return
             if over:
                 await self._tidying.release(pod_name, pod)
-                self._archive.forget(pod_name)
             else:
                 await self._delete(pod.run, pods)
 
@@ -229,7 +231,7 @@ class Operator:
         pod = pods[run.run_id]
         if pod.deleting:
             return
-        self._archive.follow(pod.run)
+        self._archive.follow(pod)
         try:
             await self._api.delete(f"{self._pods_path}/{run.run_id}", uid=pod.uid)
         except ApiError as error:

@@ -158,6 +158,11 @@ class Memory:
         """By name, those that say to be of that Task."""
         return dict(self.pods.get(task, {}))
 
+    def knows(self, pod: SeenPod) -> bool:
+        """Whether that very Pod is there, whatever became of it."""
+        known = self.pods.get(pod.run.task_id, {}).get(pod.run.run_id)
+        return known is not None and known.uid == pod.uid
+
     def settle(self, name: str) -> None:
         """Nothing more is to be decided of a finished Task: forget all but when it goes."""
         task = self.tasks.get(name)

@@ -66,7 +66,7 @@ class Tidying:
         if seen is not None and seen.uid == pod.owner:
             owner = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "name": name, "uid": seen.uid}
             try:
-                await self._archive.keep(pod.run, owner)
+                await self._archive.keep(pod, owner)
             except (ApiError, CloudAIError) as error:
                 if _now() - self._unread.setdefault(pod_name, _now()) < LOG_PATIENCE_MS:
                     raise
@@ -77,7 +77,7 @@ class Tidying:
         return None
 
     async def release(self, pod_name: str, pod: SeenPod) -> None:
-        """Let Kubernetes remove the Pod when it likes."""
+        """Let Kubernetes remove the Pod when it likes: nobody asks for its log any more."""
         if not pod.held:
             return
         left = [one for one in pod.finalizers if one != FINALIZER]
@@ -92,6 +92,7 @@ class Tidying:
                 raise
             else:
                 raise
+        self._archive.forget(pod)
 
 
 def _now() -> int:

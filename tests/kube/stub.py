@@ -1,0 +1,42 @@
+"""A stand-in for the API server, where it is to say what a real one says seldom."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from cloudai.settings import Settings
+from cloudai.store.kube.api import Api, connect
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@contextlib.asynccontextmanager
+async def api_of(handle: Handler, directory: Path) -> AsyncIterator[Api]:
+    """Requests that `handle` answers, whatever they are."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    config = directory / "kubeconfig"
+    cluster = {"name": "c", "cluster": {"server": f"http://{host}:{port}"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    head = {"apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}]}
+    config.write_text(json.dumps(head | {"clusters": [cluster], "contexts": [context]}))
+    api = await connect(Settings(kubeconfig=config))
+    try:
+        yield api
+    finally:
+        await api.close()
+        await runner.cleanup()
+
+
+def refused(status: int, reason: str) -> web.Response:
+    """A refusal in Kubernetes' own words."""
+    return web.json_response({"kind": "Status", "reason": reason, "code": status, "message": reason}, status=status)

@@ -4,7 +4,7 @@ Who waits does not trust clocks of others: a Lease counts as expired when it has
 own clock. https://kubernetes.io/docs/concepts/architecture/leases/
 
 Seconds after a renewal was asked for: until 10 the holder begins writes, by 12 the last one is given up, from 13 on a waiter
-takes over, at 15 at the latest one does, and what its requests take later.
+takes over, and by 15 one has, but for what its requests take.
 """
 
 from __future__ import annotations

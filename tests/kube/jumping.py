@@ -38,7 +38,7 @@ class _Loop(asyncio.SelectorEventLoop):
         self._at += seconds
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class _Selector(selectors.DefaultSelector):
     def __init__(self, loop: _Loop) -> None:
         super().__init__()
         self._loop = loop

@@ -51,10 +51,10 @@ class Line(Api):
         return self
 
     async def get(self, path: str, **query: str | int) -> Json:
-        return await self._answered(lambda: self._server.lease or ApiError(404, {}))
+        return await self._sent(lambda: self._server.lease or ApiError(404, {}))
 
     async def create(self, path: str, body: Json) -> Json:
-        return await self._answered(lambda: self._server.put({}, body["spec"], self._server.lease is None))
+        return await self._sent(lambda: self._server.put({}, body["spec"], self._server.lease is None))
 
     async def patch(self, path: str, body: Json) -> Json:
         def patched() -> Json | ApiError:
@@ -63,9 +63,9 @@ class Line(Api):
             same = body["metadata"]["resourceVersion"] == lease["metadata"]["resourceVersion"]
             return self._server.put(lease["spec"], body["spec"], same)
 
-        return await self._answered(patched)
+        return await self._sent(patched)
 
-    async def _answered(self, act: Callable[[], Json | ApiError]) -> Json:
+    async def _sent(self, act: Callable[[], Json | ApiError]) -> Json:
         there, back = next(self._trips)
 
         async def travel() -> Json | ApiError:
@@ -105,10 +105,15 @@ class Fate:
             yield next((lost for begun, lasts, lost in self.outages if begun <= now() < begun + lasts), self.trip)
 
 
-OUTAGES = st.tuples(st.floats(0, 80), st.floats(1, 40), st.sampled_from(LOST))
-FATES = st.builds(
-    Fate, st.floats(0, 20), st.tuples(st.floats(0, 2.5), st.floats(0, 2.5)), st.lists(OUTAGES, max_size=3)
-)
+def seconds(least: float, most: float) -> st.SearchStrategy[float]:
+    """In milliseconds: floats would mostly be whole seconds, by which everything falls in step."""
+    return st.integers(round(least * 1000), round(most * 1000)).map(lambda ms: ms / 1000)
+
+
+OUTAGES = st.tuples(seconds(0, 80), seconds(5, 40), st.sampled_from(LOST))
+FATES = st.builds(Fate, seconds(0, 20), st.tuples(seconds(0, 2), seconds(0, 2)), st.lists(OUTAGES, max_size=3))
+CUT_OFF = [(2.5, 90.0, LOST[0])]
+KEEN: Trip = (5e-6, 0)  # looks at the lease when it has only just run out
 
 
 class Writing:
@@ -118,9 +123,8 @@ class Writing:
         self._line = Line(server, fate.trips())
         self._start = fate.start
         self._name = name
-        self.written: list[
-            tuple[float, float, str]
-        ] = []  # when each began, when it has ended at the latest, whose it is
+        # When each write began, when it has ended at the latest, whose it is.
+        self.written: list[tuple[float, float, str]] = []
 
     async def run(self) -> None:
         await asyncio.sleep(self._start)
@@ -138,6 +142,8 @@ class Writing:
 
 
 @given(st.lists(FATES, min_size=2, max_size=3))
+@example([Fate(0, AT_ONCE, CUT_OFF), Fate(0.001, KEEN, [])])  # the closest that they come
+@example([Fate(0, (0, 2), CUT_OFF), Fate(2.001, KEEN, [])])
 def test_whatever_befalls_requests_a_write_has_ended_before_another_operator_begins_one(fates: list[Fate]) -> None:
     async def several() -> list[tuple[float, float, str]]:
         server = Server()
@@ -152,7 +158,7 @@ def test_whatever_befalls_requests_a_write_has_ended_before_another_operator_beg
         assert one == another or ended <= begun
 
 
-@given(st.floats(0, 0.5), st.floats(0, 60), st.floats(0, 60))
+@given(seconds(0, 0.5), seconds(0, 60), seconds(0, 60))
 @example(trip=0, crash=3.01, start=0.99)  # after a renewal that the other one has only just not seen
 def test_after_a_crash_another_operator_leads_within_the_lease_and_what_requests_take(
     trip: float, crash: float, start: float

@@ -77,7 +77,14 @@ class Settings(BaseSettings):
     kubeconfig: Path | None = _setting(
         None, "Kubeconfig file; default is the service account in a cluster, else KUBECONFIG.", "api", "operator"
     )
-    gpu_resource: str = _setting("nvidia.com/gpu", "Kubernetes resource that a GPU is.", "api", "operator")
+    gpu_resource: str = _setting(
+        "nvidia.com/gpu",
+        "Kubernetes resource that a GPU is.",
+        "api",
+        "operator",
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+        form="a domain and a name, such as nvidia.com/gpu",
+    )
     image_grace_seconds: Seconds = _setting(
         60.0,
         "How long Kubernetes may fail to start a task, such as to fetch its image, before the task fails.",
@@ -112,13 +119,18 @@ class Settings(BaseSettings):
     # Facade
     allowed_hosts: str = _setting(
         "",
-        "Further Host names to accept, comma separated, when the API is bound to loopback; * accepts any.",
+        "Further Host names to accept, comma separated, when the API is bound to loopback; * accepts any. Pages"
+        " under these names may use the API, whatever it is bound to.",
         "api",
         pattern=r"^[^/\s]*(, *[^/\s]+)*$",
         form="names such as cloudai.example.org, separated by commas",
     )
     trusted_proxies: str = _setting(
-        "", "Addresses or networks, comma separated, whose X-Forwarded-For header is believed.", "api"
+        "",
+        "Addresses or networks, comma separated, whose X-Forwarded-For header is believed.",
+        "api",
+        pattern=r"^([0-9A-Fa-f:.]+(/[0-9.]+)?(, *[0-9A-Fa-f:.]+(/[0-9.]+)?)*)?$",
+        form="addresses or networks such as 10.0.0.0/8, separated by commas",
     )
     max_body_bytes: int = _setting(1024 * 1024, "Largest request body accepted.", "api", ge=1024)
     rate_limit_enabled: bool = _setting(True, "Limit requests per client address.", "api")

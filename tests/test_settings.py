@@ -78,6 +78,8 @@ def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
         ("worker_id", "-x", "--worker-id must be 1 to 63 letters"),
         ("rate_limit_storage", "nonsense://x", "--rate-limit-storage must be memory:// or redis://host:port, not"),
         ("allowed_hosts", "http://foo/", "--allowed-hosts must be names such as"),
+        ("trusted_proxies", "the ingress", "--trusted-proxies must be addresses or networks such as"),
+        ("gpu_resource", "gpu", "--gpu-resource must be a domain and a name, such as nvidia.com/gpu, not 'gpu'"),
         ("server", "localhost:8080", "--server must be a URL such as http://master-node:8080, not 'localhost:8080'"),
     ],
 )

@@ -127,5 +127,11 @@ async def test_a_page_of_another_site_may_not_cancel(api: httpx.AsyncClient, ori
     assert (await error_of(answer))["code"] == "FORBIDDEN_ORIGIN"
 
 
+async def test_a_page_of_an_allowed_name_may_whatever_the_server_is_bound_to(store: SqlStore, tmp_path: Path) -> None:
+    async with client_of(store, limited(tmp_path, host="0.0.0.0", allowed_hosts="ours.example")) as api:
+        for origin, status in (("https://ours.example", 200), ("https://not.ours.example", 403)):
+            assert (await api.get("/api/tasks", headers={"Origin": origin})).status_code == status
+
+
 async def test_a_page_of_this_server_may(api: httpx.AsyncClient) -> None:
     assert (await api.get("/api/tasks", headers={"Origin": "http://localhost"})).status_code == 200

@@ -29,7 +29,7 @@ from tests.bench import http
 from tests.bench.table import HEADER, Row, at_most, rates
 from tests.cluster import cluster as clusters
 from tests.cluster.binaries import Missing, programs
-from tests.cluster.images import SHELL
+from tests.cluster.images import SHELL, load_busybox
 from tests.e2e.cluster import Cluster, Part, eventually
 from tests.kube.access import account
 from tests.kube.kube import Json, Kube, Place
@@ -38,7 +38,7 @@ NODES = 6
 TASKS = 1000
 ROUNDS = 3
 AT_ONCE = 64
-SUBMITTED = 300
+SUBMITTED, LOGGED = 300, 50
 HELD, LIVE = 20_000, 5_000
 GROUP = "/apis/cloudai.dev/v1alpha1"
 WISH = {"cpu": "10m", "memory": "16Mi"}
@@ -99,14 +99,14 @@ class Bench:
         self._numbers = itertools.count(1)
 
     @contextlib.contextmanager
-    def installed(self, *parts: str) -> Iterator[tuple[Place, dict[str, Part], int]]:
-        """A namespace with these parts, each with its account; and the port of the API."""
+    def installed(self, *parts: str, **chosen: str) -> Iterator[tuple[Place, dict[str, Part], int]]:
+        """A namespace with these parts, each with its account and the settings `chosen`; and the port of the API."""
         with contextlib.ExitStack() as ends:
             place = Place(self.kube, f"bench-{next(self._numbers)}")
             self.kube.kubectl("create", "namespace", place.name)
             home = self.directory / place.name
             home.mkdir()
-            settings = {"CLOUDAI_NAMESPACE": place.name, "CLOUDAI_LOG_LEVEL": "warning"}
+            settings = {"CLOUDAI_NAMESPACE": place.name, "CLOUDAI_LOG_LEVEL": "warning"} | chosen
             processes = ends.enter_context(contextlib.closing(Cluster(home, "process", settings)))
             running: dict[str, Part] = {}
             for part in parts:
@@ -192,17 +192,45 @@ def tasks(bench: Bench) -> list[Row]:
 
 def writes(bench: Bench) -> list[Row]:
     """What the API server has on record of operator and API, from the first submit until nothing is left to write."""
+    command = "make bench-kubernetes ARGS=writes"
     with bench.installed("operator", "api") as (place, _, port):
-        body = {"user_id": "bench", "docker_image": SHELL, "req_cpu": 0.01, "req_memory": 0.016, "command": "true"}
-        before = _written(bench.kube, place)
-        http.rate(port, [http.post("/api/tasks", orjson.dumps(body))], SUBMITTED)
-        place.kubectl("wait", "--for=condition=Succeeded", "ctask", "--all", "--timeout=100s")
-        eventually("no Pod is held any more", lambda: not any(map(_held, place.pods())))
-        count = _written(bench.kube, place) - before
-        bench.emptied(place)
+        plain = _written_for(bench, place, port, "true", SUBMITTED, removed=False)
+    kept = {"CLOUDAI_TASK_RETENTION_SECONDS": "20"}
+    with on_the_real_node(bench.kube), bench.installed("operator", "api", **kept) as (place, _, port):
+        logged = _written_for(bench, place, port, "echo words", LOGGED, removed=True)
     return [
-        at_most("API writes a task, operator and API", count / SUBMITTED, 7, "", "make bench-kubernetes ARGS=writes")
+        at_most("API writes a task, operator and API", plain, 7, "", command),
+        at_most("the same with a log, until the task is removed", logged, 9, "", command),
     ]
+
+
+def _written_for(bench: Bench, place: Place, port: int, command: str, count: int, removed: bool) -> float:
+    """For each of `count` tasks."""
+    body = {"user_id": "bench", "docker_image": SHELL, "req_cpu": 0.01, "req_memory": 0.016, "command": command}
+    before = _written(bench.kube, place)
+    http.rate(port, [http.post("/api/tasks", orjson.dumps(body))], count)
+    if removed:
+        eventually("all tasks are removed", lambda: not place.get("ctask")["items"], 300)
+    else:
+        place.kubectl("wait", "--for=condition=Succeeded", "ctask", "--all", "--timeout=100s")
+    eventually("no Pod is held any more", lambda: not any(map(_held, place.pods())))
+    written = _written(bench.kube, place) - before
+    bench.emptied(place)
+    return written / count
+
+
+@contextlib.contextmanager
+def on_the_real_node(kube: Kube) -> Iterator[None]:
+    """It takes pods, and no other does: pods of played nodes have no logs."""
+    assert kube.own is not None
+    load_busybox(kube.own)
+    kube.kubectl("cordon", "-l", "type=played")
+    kube.kubectl("uncordon", clusters.NODE)
+    try:
+        yield
+    finally:
+        kube.kubectl("cordon", clusters.NODE)
+        kube.kubectl("uncordon", "-l", "type=played")
 
 
 def _held(pod: Json) -> bool:

@@ -15,6 +15,7 @@ NAME = "cloudai.test/cloudai"
 TAG = "test"
 BASE = "cloudai.test/debian:12"
 PACKAGES = "python3,python3-venv,ca-certificates"
+NEEDLESS = ("var/cache/apt/*", "var/lib/apt/lists/*", "usr/share/doc/*", "usr/share/locale/*", "usr/share/man/*")
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -48,7 +49,7 @@ def _docker(host: str, *command: str, given: bytes | None = None, stdin: IO[byte
 
 def _debian() -> Path:
     """A root file system with Python, and with the authorities that this machine trusts, as a tar file."""
-    kept = cache() / "debian-12-python.tar"
+    kept = cache() / "debian-12-slim.tar"
     if kept.exists():
         return kept
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,8 @@ def _debian() -> Path:
     if AUTHORITIES.exists():
         shutil.copy(AUTHORITIES, scratch / AUTHORITIES.relative_to("/"))
     fresh = kept.with_suffix(".new")
-    subprocess.run(["tar", "-C", str(scratch), "-cf", str(fresh), "."], check=True)
+    without = [f"--exclude=./{one}" for one in NEEDLESS]
+    subprocess.run(["tar", "-C", str(scratch), *without, "-cf", str(fresh), "."], check=True)
     fresh.rename(kept)
     shutil.rmtree(scratch)
     return kept

@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cloudai.settings import Settings
 from tests.kube.kube import ROOT
 
 CHART = ROOT / "charts" / "cloudai"
@@ -126,6 +127,7 @@ def test_it_passes_helms_own_look(helm: Path) -> None:
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("tasks.stopGraceSeconds=0", "stopGraceSeconds"),
         ("tasks.podSecurity=restricted", "runAsUser"),
+        ("tasks.podSecurity=privileged", "podSecurity"),
         ("operator.resources.limit.memory=1Gi", "additional properties 'limit' not allowed"),
         ("api.resources.requests.memroy=1Gi", "additional properties 'memroy' not allowed"),
         ("operator.resources.limits.memory=1gb", "limits/memory"),
@@ -142,6 +144,22 @@ def test_a_wrong_value_is_refused_by_name(helm: Path, setting: str, words: str) 
     done = tried(helm, "template", "cloudai", str(CHART), "--set", setting)
     assert done.returncode != 0
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "setting"),
+    [
+        ("tasks.namespace", "namespace"),
+        ("tasks.gpuResource", "gpu_resource"),
+        ("api.rateLimit.storage", "rate_limit_storage"),
+        ("api.trustedProxies", "trusted_proxies"),
+    ],
+)
+def test_a_value_has_the_form_of_its_setting(value: str, setting: str) -> None:
+    known = yaml.safe_load((CHART / "values.schema.json").read_text())
+    for name in value.split("."):
+        known = known["properties"][name]
+    assert known["pattern"] == Settings.model_json_schema()["properties"][setting]["pattern"]
 
 
 def test_values_that_yaml_would_read_otherwise_stay_what_they_are(helm: Path) -> None:

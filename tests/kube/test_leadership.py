@@ -87,6 +87,7 @@ def test_leaders_killed_at_random_instants_run_every_task_once(place: Place) -> 
             operators.append(place.start_operator())
             pods.until(len(pods.seen) + chance.randrange(1, 2 * TASKS // KILLS))
             operators[-2].kill()
+            place.kubectl("delete", "lease/cloudai-controller")  # which nobody renews any more
             operators[-1].until_it_says("This operator leads")
         making.join()
         place.kubectl("wait", "--for=condition=Succeeded", "ctask", "--all", "--timeout=120s")

@@ -59,7 +59,7 @@ def test_the_tiltfile_builds_what_its_deployments_run_and_copies_code_to_where_t
         for source, target in asked.copies:
             assert (ROOT / source / "__init__.py").exists()
             assert target == f"{looks}/{Path(source).name}"
-            assert f"cloudai {target}\n" in f"cloudai {target}\n"
+            assert f"{source.removeprefix('./')} {target}\n" in asked.build["dockerfile_contents"]
         for path in (looks, asked.build["restart_file"]):
             assert not [mount for mount in hidden if Path(path).is_relative_to(mount)]
         port = asked.resources[name].get("port_forwards")

@@ -223,6 +223,22 @@ def patched(place: Place, name: str, spec: Json) -> str:
     return place.kube.tried(*command).stderr
 
 
+@pytest.mark.parametrize("end", ["Completed", "Failed", "Cancelled"])
+def test_an_end_never_changes(bare: Place, end: str) -> None:
+    def told(status: Json | None) -> str:
+        patch = json.dumps({"status": status})
+        command = ("patch", "ctask", name, "--subresource=status", "--type=merge", "-p", patch)
+        return bare.kube.tried("-n", bare.name, *command).stderr
+
+    name = f"ended-{end.lower()}"
+    make(bare, name)
+    for phase in ("Running", end):
+        assert told({"phase": phase}) == ""
+    for later in ({"phase": "Running"}, {"phase": None}, None):
+        assert "the phase of a Task that has ended cannot change" in told(later)
+    assert told({"phase": end, "message": "other words"}) == ""
+
+
 def test_a_status_is_no_longer_than_the_operator_writes_it(bare: Place) -> None:
     make(bare, "told")
     found = bare.get("ctask", "told")

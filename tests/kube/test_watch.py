@@ -24,11 +24,13 @@ class Names:
 
     def __init__(self) -> None:
         self.known: set[str] = set()
+        self._more = asyncio.Event()
 
     def changed(self, resource: Json) -> None:
         if resource["metadata"]["name"].startswith("odd"):
             raise ValueError("odd")
         self.known.add(resource["metadata"]["name"])
+        self._more.set()
 
     def deleted(self, resource: Json) -> None:
         self.known.discard(resource["metadata"]["name"])
@@ -36,6 +38,11 @@ class Names:
     def only(self, keys: Set[Key], version: int) -> None:
         assert version == 7
         self.known &= {name for _, name in keys}
+
+    async def until(self, known: Set[str]) -> None:
+        while self.known != known:
+            self._more.clear()
+            await self._more.wait()
 
 
 def listed(*names: str) -> web.Response:
@@ -81,8 +88,7 @@ async def test_an_object_that_is_not_understood_keeps_nobody_from_the_others(tmp
     async with api_of(serve, tmp_path) as api:
         following = asyncio.ensure_future(follow(api, "/things", names, lambda: None))
         async with asyncio.timeout(30):
-            while names.known != {"one", "two"}:  # noqa: ASYNC110 - a plain follower has no event
-                await asyncio.sleep(0.01)
+            await names.until({"one", "two"})
         told.set()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)

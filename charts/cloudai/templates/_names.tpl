@@ -22,7 +22,8 @@ app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
-{{/* One part, the operator or the API: call with a dict of root, part, command, port and env. */}}
+{{/* One part, the operator or the API: call with a dict of root, part, args, port and env; and
+drain, the seconds that it goes on to listen while its Service still leads to it. */}}
 {{- define "cloudai.deployment" -}}
 {{- $part := index .root.Values .part -}}
 apiVersion: apps/v1
@@ -98,6 +99,10 @@ spec:
             httpGet: {path: /readyz, port: http}
             periodSeconds: 5
             timeoutSeconds: 5
+          {{- with .drain }}
+          lifecycle:
+            preStop: {sleep: {seconds: {{ . }}}}
+          {{- end }}
           resources:
             {{- toYaml $part.resources | nindent 12 }}
           securityContext:

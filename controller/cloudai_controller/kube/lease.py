@@ -4,18 +4,18 @@ Who waits does not trust clocks of others: a Lease counts as expired when it has
 own clock. https://kubernetes.io/docs/concepts/architecture/leases/
 
 Seconds after a renewal was asked for: until 10 the holder begins writes, by 12 the last one is given up, from 13 on a waiter
-takes over, at 15 at the latest one does.
+takes over, and by 15 one has, but for what its requests take.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 
 from cloudai.errors import CloudAIError
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.task_resource import Json, micros
+from cloudai_controller.clock import Clock, SystemClock
 
 DURATION = 15  # seconds within which another one leads after the last renewal
 MARGIN = 5.0  # the holder begins nothing any more this much earlier
@@ -36,24 +36,25 @@ class NotLeading(Exception):
 class Leader:
     """`acquire`, then `keep` beside the work; `check` before each write."""
 
-    def __init__(self, api: Api, namespace: str, holder: str) -> None:
+    def __init__(self, api: Api, namespace: str, holder: str, clock: Clock | None = None) -> None:
         self._api = api.bound(one_try=ONE_TRY, patience=ONE_TRY)
         self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._name = "cloudai-controller"
         self._holder = holder
+        self._clock = clock or SystemClock()
         self._held: Json | None = None  # the lease as this process wrote it last
         self._until = float("-inf")
         self._seen: tuple[str, float] = ("", 0.0)
 
     def leads(self) -> bool:
         """Whether this process may act now."""
-        return time.monotonic() < self._until
+        return self._clock.elapsed() < self._until
 
     def check(self) -> float:
         """The seconds that a write may take, sent now. Raises NotLeading."""
         if not self.leads():
             raise NotLeading
-        return self._until + MARGIN - LAST_WRITE - time.monotonic()
+        return self._until + MARGIN - LAST_WRITE - self._clock.elapsed()
 
     async def acquire(self) -> None:
         """Returns once this process leads."""
@@ -85,7 +86,7 @@ class Leader:
             log.debug("the lease could not be released: %s", error)
 
     async def _try(self) -> bool:
-        asked_at = time.monotonic()
+        asked_at = self._clock.elapsed()
         held, self._held = self._held, None  # after a fault, what is stored is asked for
         try:
             lease = held or await self._stored()
@@ -118,12 +119,12 @@ class Leader:
         if holder in (self._holder, "", None):
             return True
         if version != self._seen[0]:
-            self._seen = (version, time.monotonic())
+            self._seen = (version, self._clock.elapsed())
         lasts = float(lease["spec"].get("leaseDurationSeconds") or DURATION)
-        return time.monotonic() - self._seen[1] > lasts - EARLIER
+        return self._clock.elapsed() - self._seen[1] > lasts - EARLIER
 
     def _lease(self, before: Json | None) -> Json:
-        now = micros(time.time_ns() // 1_000_000)
+        now = micros(self._clock.now())
         spec: Json = {"holderIdentity": self._holder, "leaseDurationSeconds": DURATION, "renewTime": now}
         meta: Json = {"name": self._name}
         mine = before is not None and before["spec"].get("holderIdentity") == self._holder

@@ -135,7 +135,7 @@ async def test_a_pod_that_is_let_go_makes_room_for_others(
     server.refusals = [refused(403, "Forbidden")] if task == "task" else []
     tidied = asyncio.Event()
     async with api_of(server.handle, tmp_path) as api:
-        facts = Facts(api, "here", lambda _: None)
+        facts = Facts(api, "here", lambda _: None, lambda _: None)
         meta = {"name": "t", "uid": task, "resourceVersion": "5"}
         facts.memory.put_task({"metadata": meta, "spec": {}, "status": {"phase": "Cancelled"}})
         facts.memory.put_pod(ending(1))

@@ -38,6 +38,10 @@ class Server:
         match request.method, kind:
             case "GET", "tasks":
                 return _listed(self.task)
+            case "GET", "pods" if "watch" in request.query:
+                watch = web.StreamResponse()
+                await watch.prepare(request)
+                await asyncio.Event().wait()
             case "GET", "pods":
                 return _listed(*filter(None, [self.first]))
             case "GET", "t-1" if self.first is not None:
@@ -75,7 +79,7 @@ async def test_a_pod_that_lost_its_owner_is_waited_for_before_the_next_one_is_ma
         assert (what, status["phase"], status["reason"]) == ("status", "Running", "WaitingForAdmission")
         assert "t-1" in status["message"]
         server.first = None
-        operator.facts.pod_told("DELETED", first)
+        operator.facts.deleted(first)
         what, status = await server.told.get()
         assert (what, status["phase"]) == ("status", "Queued")
         what, made = await server.told.get()

@@ -39,9 +39,7 @@ class Facts:
     `heard_at`: when the API server last told anything, by this process's own clock (s).
     """
 
-    def __init__(
-        self, api: Api, namespace: str, changed: Callable[[str], None], moved: Callable[[str], None]
-    ) -> None:
+    def __init__(self, api: Api, namespace: str, changed: Callable[[str], None], moved: Callable[[str], None]) -> None:
         self._api = api
         self._changed = changed
         self._moved = moved

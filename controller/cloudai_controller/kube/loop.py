@@ -138,7 +138,7 @@ class Operator:
             if own:
                 return 0.0
             if own is False:  # it may be this one's, which somebody took its owner from
-                return await self._wait_for_pod(resource, Decision(task, ended), taken(current))
+                return await self._wait_for_pod(resource, Decision(task, tuple(ended)), taken(current))
             runs[current] = vanished(task)
         coming = run_id(name, max(1, task.attempt + (task.status is TaskStatus.QUEUED)))
         failing, since = self._failing.get(name, ("", now))

@@ -199,6 +199,8 @@ class Controller:
                     self._wake.set()
             except CloudAIError:
                 log.debug("the lease could not be renewed", exc_info=True)
+            except Exception:
+                log.exception("the lease could not be renewed")
 
     async def _retain(self) -> None:
         while True:
@@ -209,8 +211,8 @@ class Controller:
                 deleted = await retention.sweep(self._store, self._settings, self._clock.now())
                 if deleted:
                     log.info("%d finished tasks were deleted by retention", deleted)
-            except CloudAIError:
-                log.warning("retention could not be applied and is tried again later", exc_info=True)
+            except Exception:
+                log.exception("retention could not be applied and is tried again later")
 
 
 def terms(settings: Settings) -> Terms:

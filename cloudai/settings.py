@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cloudai.resources import WORKER_NAME
+
 PREFIX = "CLOUDAI_"
 _TEST_PREFIX = "CLOUDAI_TEST_"  # variables of the test suite
 _TOLD = {"CLOUDAI_TASK_ID", "CLOUDAI_ATTEMPT"}  # what a task is told, in which a command may run
@@ -159,7 +161,7 @@ class Settings(BaseSettings):
         None,
         "Name of this worker; default is the host name.",
         "agent",
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$",
+        pattern=WORKER_NAME,
         form="1 to 63 letters, digits, dots, dashes or underscores, with a letter or digit at both ends",
     )
     runtime: Literal["auto", "docker", "process"] = _setting(

@@ -23,7 +23,6 @@ import psutil
 
 from cloudai.resources import Reason, Resources, Run
 from cloudai.settings import Settings
-from cloudai_agent import gpus
 from cloudai_agent.processes import EXIT_PLACE, Shim, die, ended_by, processes_of, spawn
 from cloudai_agent.runtime import Container, ContainerState, RunRefused, device_list
 
@@ -59,7 +58,7 @@ class ProcessRuntime:
             cpu=1000 * len(os.sched_getaffinity(0)),
             memory=psutil.virtual_memory().total,
             storage=shutil.disk_usage(self._root).free,
-            gpu=1000 * gpus.count(),
+            gpu=0,
         )
 
     # -- what there is

@@ -13,12 +13,11 @@ from pathlib import Path
 import psutil
 
 from cloudai.resources import Reason
-from cloudai_agent.runtime import RunRefused
+from cloudai_agent.runtime import KILLED, RunRefused
 
 EXIT_PLACE = "    \n"  # what `exit` holds until the command has ended
 MARK = "CLOUDAI_RUN_DIR"  # in the environment of every process of a run: finds those that left its session
 START_SECONDS = 10.0  # longest time for the shim to begin
-KILLED = 137
 
 # $0 is the run's directory, "$@" the command. `pid` is written before anything else and never twice (set -C): whoever comes
 # second ends at once, so a command starts once even where the agent died while it started it. The shim itself outlives a

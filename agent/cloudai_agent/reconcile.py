@@ -9,13 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cloudai.resources import Reason, Run, RunPhase
-from cloudai_agent.runtime import Container, ContainerState, engine_says
+from cloudai.resources import GIB, Reason, Run, RunPhase
+from cloudai_agent.runtime import KILLED, Container, ContainerState, engine_says
 
-KILLED = 137  # exit codes of a process ended by KILL and by TERM
-TERMINATED = 143
+TERMINATED = 143  # exit code of a process ended by TERM
 NOT_FOUND = 127  # what a shell, and the init process of a container, say of a command that is not there
-GIB = 1024**3
 
 
 class Cause(StrEnum):

@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 
 from cloudai.resources import GpuShare, Resources, Run
 
+KILLED = 137  # exit code of a process ended by KILL
+
 
 class ContainerState(StrEnum):
     CREATED = "created"

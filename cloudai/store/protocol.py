@@ -155,7 +155,10 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that is active, read at one revision: tasks that are not finished, live runs and every worker."""
+    """All that is active, read at one revision: tasks that are not finished, every worker, live runs, and of placed tasks the
+
+    current run even where it has ended.
+    """
 
     revision: int
     tasks: Mapping[str, Task]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Select, and_, func, or_, select, text, tuple_
@@ -11,6 +11,7 @@ from cloudai.errors import CloudAIError, Code, task_not_found
 from cloudai.resources import (
     ACTIVE_STATUSES,
     NOTHING,
+    PLACED_STATUSES,
     Resources,
     Run,
     RunPhase,
@@ -36,23 +37,17 @@ from cloudai.store.tables import (
     TOTALS,
     WORKERS,
 )
+from cloudai.store.transaction import chunks
 
 _ACTIVE = sorted(status.value for status in ACTIVE_STATUSES)
-_PLACED = [TaskStatus.PENDING.value, TaskStatus.RUNNING.value]
+_PLACED = sorted(status.value for status in PLACED_STATUSES)
 # As text, since SQLite uses a partial index only where the query repeats its condition.
 _LIVE = text(LIVE_RUNS)
-CHUNK = 500
-
-
-def _chunks(keys: Iterable[Any]) -> Iterable[list[Any]]:
-    wanted = list(keys)
-    for start in range(0, len(wanted), CHUNK):
-        yield wanted[start : start + CHUNK]
 
 
 def tasks_by_key(connection: Connection, keys: Collection[int]) -> dict[int, Task]:
     found = {}
-    for part in _chunks(keys):
+    for part in chunks(keys):
         for row in connection.execute(select(TASKS).where(TASKS.c.id.in_(part))):
             found[row.id] = rows.task(row)
     return found
@@ -60,7 +55,7 @@ def tasks_by_key(connection: Connection, keys: Collection[int]) -> dict[int, Tas
 
 def runs_by_key(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[str, Run]:
     found = {}
-    for part in _chunks(keys):
+    for part in chunks(keys):
         for row in connection.execute(select(RUNS).where(tuple_(RUNS.c.task_id, RUNS.c.attempt).in_(part))):
             run = rows.run(row)
             found[run.run_id] = run
@@ -179,7 +174,7 @@ def cluster_id(connection: Connection) -> str:
 def log_ends(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[str, int]:
     """How many bytes are stored of each attempt's log."""
     ends = {f"{rows.task_id(task)}-{attempt}": 0 for task, attempt in keys}
-    for part in _chunks(keys):
+    for part in chunks(keys):
         query = (
             select(LOGS.c.task_id, LOGS.c.attempt, func.max(LOGS.c.end))
             .where(or_(*(and_(LOGS.c.task_id == task, LOGS.c.attempt == attempt) for task, attempt in part)))

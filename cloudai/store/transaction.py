@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -13,6 +13,12 @@ from cloudai.store.tables import GLOBAL_USER
 
 CHUNK = 500  # keys in one IN (…)
 ROWS = 64  # rows in one INSERT; a statement for each number of rows up to this one is kept prepared
+
+
+def chunks(keys: Iterable[Any]) -> Iterator[list[Any]]:
+    wanted = list(keys)
+    for start in range(0, len(wanted), CHUNK):
+        yield wanted[start : start + CHUNK]
 
 
 class Transaction:
@@ -55,9 +61,7 @@ class Transaction:
     def among(self, sql: str, keys: Iterable[Any]) -> list[Any]:
         """Rows of a SELECT whose text has `IN (KEYS)`, for any number of keys."""
         found: list[Any] = []
-        wanted = list(keys)
-        for start in range(0, len(wanted), CHUNK):
-            part = wanted[start : start + CHUNK]
+        for part in chunks(keys):
             found += self.all(sql.replace("KEYS", ", ".join("?" * len(part))), part)
         return found
 

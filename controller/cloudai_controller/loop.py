@@ -178,10 +178,6 @@ class Controller:
             await asyncio.wait([woken, stopped], timeout=wait, return_when=asyncio.FIRST_COMPLETED)
             woken.cancel()
 
-    async def changed(self) -> None:
-        """Return when something has changed that no pass has seen."""
-        await self._wake.wait()
-
     async def close(self) -> None:
         """Drop what is in memory; the next pass reads it anew."""
         feed, self._feed, self._view = self._feed, None, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from cloudai.resources import Run, Task, TaskStatus, run_id
+from cloudai.resources import Run, Task
 from cloudai.store.protocol import Store
 from cloudai_controller.feed import Keys
 from cloudai_controller.state import Terms, View
@@ -25,16 +25,7 @@ async def load(store: Store, terms: Terms, now: int) -> tuple[View, int]:
             await asyncio.sleep(0)
     for run in snapshot.runs.values():
         view.put_run(run)
-    ended = [key for task in view.tasks.values() if (key := _current(task)) and key not in snapshot.runs]
-    if ended:
-        for run in (await store.get_runs(ended)).values():
-            view.put_run(run)
     return view, snapshot.revision
-
-
-def _current(task: Task) -> str | None:
-    placed = task.status in (TaskStatus.PENDING, TaskStatus.RUNNING)
-    return run_id(task.task_id, task.attempt) if placed else None
 
 
 async def read(store: Store, view: View, keys: Keys) -> None:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from cloudai.resources import Resources, Run, Task, TaskSpec, TaskStatus, Worker, run_id
+from cloudai.resources import PLACED_STATUSES, Resources, Run, Task, TaskSpec, TaskStatus, Worker, run_id
 from cloudai_controller.queues import AgeQueue
 from cloudai_controller.rooms import Room, Rooms
 
@@ -282,4 +282,4 @@ class View:
 
 
 def _placed(task: Task) -> bool:
-    return task.status in (TaskStatus.PENDING, TaskStatus.RUNNING)
+    return task.status in PLACED_STATUSES

@@ -121,9 +121,10 @@ def create_app(store: FacadeStore, settings: Settings) -> Starlette:
 
 def _paths(store: FacadeStore, settings: Settings, changes: Changes, metrics: Metrics) -> Paths:
     """Every path and its handlers; of those with a variable part, the busiest first."""
-    tasks = Tasks(store, Crew(store, settings.heartbeat_ms), changes, settings.max_body_bytes)
+    crew = Crew(store, settings.heartbeat_ms)
+    tasks = Tasks(store, crew, changes, settings.max_body_bytes)
     workers = Workers(store, settings.heartbeat_ms)
-    health = Health(store, metrics, settings.heartbeat_ms)
+    health = Health(store, crew, metrics, settings.heartbeat_ms)
     return Paths(
         [
             Path("/api/tasks/{task_id}", {"GET": tasks.get}),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, func, or_, select, text, tuple_
+from sqlalchemy import Connection, Select, and_, case, func, or_, select, text, tuple_
 
 from cloudai.errors import CloudAIError, Code, task_not_found
 from cloudai.resources import (
     ACTIVE_STATUSES,
-    NOTHING,
     PLACED_STATUSES,
     Resources,
     Run,
@@ -43,6 +42,7 @@ _ACTIVE = sorted(status.value for status in ACTIVE_STATUSES)
 _PLACED = sorted(status.value for status in PLACED_STATUSES)
 # As text, since SQLite uses a partial index only where the query repeats its condition.
 _LIVE = text(LIVE_RUNS)
+_IDLE = (0, None, 0, 0, 0, 0)  # of a worker: runs, GPU shares, amounts
 
 
 def tasks_by_key(connection: Connection, keys: Collection[int]) -> dict[int, Task]:
@@ -101,29 +101,25 @@ def workers(connection: Connection, worker_ids: Collection[str] | None) -> dict[
 
 
 def worker_states(connection: Connection, worker_id: str | None = None) -> list[WorkerState]:
-    """Workers with what their live runs hold."""
-    columns = (RUNS.c.worker_id, RUNS.c.cpu, RUNS.c.memory, RUNS.c.storage, RUNS.c.gpu, RUNS.c.gpus)
-    query = select(*columns).where(_LIVE)
+    """Workers with what their live runs hold; summed by the database, since there are many more runs than workers."""
+    sums = (func.sum(amount) for amount in (RUNS.c.cpu, RUNS.c.memory, RUNS.c.storage, RUNS.c.gpu))
+    shares = func.aggregate_strings(case((RUNS.c.gpu > 0, RUNS.c.gpus)), " ")
+    query = select(RUNS.c.worker_id, func.count(), shares, *sums).where(_LIVE).group_by(RUNS.c.worker_id)
     if worker_id is not None:
         query = query.where(RUNS.c.worker_id == worker_id)
-    held: dict[str, list[Any]] = {}
-    for row in connection.execute(query):
-        held.setdefault(row.worker_id, []).append(row)
+    held = {row[0]: row[1:] for row in connection.execute(query)}
     known = workers(connection, None if worker_id is None else [worker_id])
-    return [_state(worker, held.get(worker.worker_id, [])) for worker in known.values()]
+    return [_state(worker, *held.get(name, _IDLE)) for name, worker in known.items()]
 
 
-def _state(worker: Worker, held: Sequence[Any]) -> WorkerState:
-    allocated = NOTHING
-    for row in held:
-        allocated += Resources(row.cpu, row.memory, row.storage, row.gpu)
-    shares = [share for row in held for share in rows.gpu_shares(row.gpus)]
+def _state(worker: Worker, runs: int, gpus: str | None, *amounts: Any) -> WorkerState:
+    shares = [share for each in (gpus or "").split() for share in rows.gpu_shares(each)]
     # A worker that came back with fewer devices may still hold runs on those it had.
     devices = max([worker.gpu_devices, *(share.device + 1 for share in shares)])
     return WorkerState(
         worker=worker,
-        allocated=allocated,
-        runs=len(held),
+        allocated=Resources(*(int(amount) for amount in amounts)),  # PostgreSQL sums to decimals
+        runs=runs,
         gpu_free=tuple(gpu_free(devices, shares)[: worker.gpu_devices]),
     )
 

@@ -74,7 +74,7 @@ class SqlStore:
         self._closed = False
         self._points: dict[int, asyncio.Future[Task | None]] = {}
         self._point_reader: asyncio.Task[None] | None = None
-        self._source = _source(url, self._signals.foreign, lambda: self._writer.committing)
+        self._source = _source(url, self._signals, self._writer)
         self.cluster_id = ""
 
     @property
@@ -317,10 +317,10 @@ class SqlStore:
         await self._writer.write(upkeep.touch, self._now())
 
 
-def _source(url: str, changed: Callable[..., None], committing: Callable[[], bool]) -> Source:
+def _source(url: str, signals: Signals, writer: Writer) -> Source:
     file = sqlite_file(url)
     if file is not None:
-        return SqlitePoll(file, changed, committing)
+        return SqlitePoll(file, signals.foreign, lambda: writer.committing)
     from cloudai.store.listen import PostgresListener  # its library comes with the extra `postgres` only
 
-    return PostgresListener(url, changed)
+    return PostgresListener(url, signals, lambda: writer.session)

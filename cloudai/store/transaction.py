@@ -27,6 +27,8 @@ class Transaction:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.postgres = connection.dialect.name == "postgresql"
+        driver: Any = connection.connection.dbapi_connection
+        self.session: int | None = driver.info.backend_pid if self.postgres else None
         lock = " FOR UPDATE" if self.postgres else ""
         row = self.one(f"SELECT value FROM counters WHERE name = 'revision'{lock}")
         assert row is not None
@@ -97,5 +99,5 @@ class Transaction:
         if self.postgres:
             if self.changes:
                 self.run("SELECT pg_notify('cloudai', '')")
-            for task_id in self.logs:
-                self.run("SELECT pg_notify('cloudai_log', ?)", (task_id,))
+            if self.logs:
+                self.run("SELECT pg_notify('cloudai_log', unnest(?::text[]))", ([*self.logs],))

@@ -215,7 +215,9 @@ class Telemetry:
         tasks: list[Task] = []
         for status in (TaskStatus.RUNNING, TaskStatus.PENDING):
             if len(tasks) < SHOWN:
-                tasks += (await self._store.list_tasks(TaskQuery(status=status, limit=SHOWN - len(tasks)))).tasks
+                tasks += (
+                    await self._store.list_tasks(TaskQuery(status=status, limit=SHOWN - len(tasks), brief=True))
+                ).tasks
         overview = views.cluster(workers, {}, now, heartbeat)
         cluster = {name: overview[name] for name in _CLUSTER}
         data = {

@@ -29,12 +29,13 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskQuery:
-    """Which tasks a list holds, newest first."""
+    """Which tasks a list holds, newest first. `brief`: nobody looks at their commands, which may be long and are left out."""
 
     status: TaskStatus | None = None
     user_id: str | None = None
     limit: int = 50
     offset: int = 0
+    brief: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, case, func, or_, select, text, tuple_
+from sqlalchemy import Connection, Select, and_, case, func, null, or_, select, text, tuple_
 
 from cloudai.errors import CloudAIError, Code, task_not_found
 from cloudai.resources import (
@@ -42,6 +42,7 @@ _ACTIVE = sorted(status.value for status in ACTIVE_STATUSES)
 _PLACED = sorted(status.value for status in PLACED_STATUSES)
 # As text, since SQLite uses a partial index only where the query repeats its condition.
 _LIVE = text(LIVE_RUNS)
+_BRIEF = [null().label("command") if column.name == "command" else column for column in TASKS.columns]
 _IDLE = (0, None, 0, 0, 0, 0)  # of a worker: runs, GPU shares, amounts
 
 
@@ -74,7 +75,8 @@ def runs_of_worker(connection: Connection, worker_id: str) -> list[Run]:
 
 def task_page(connection: Connection, query: TaskQuery) -> TaskPage:
     """A page, newest first, and the number of all that match from the kept totals."""
-    wanted: Select[Any] = select(TASKS).order_by(TASKS.c.id.desc()).limit(query.limit).offset(query.offset)
+    columns = _BRIEF if query.brief else TASKS.columns
+    wanted: Select[Any] = select(*columns).order_by(TASKS.c.id.desc()).limit(query.limit).offset(query.offset)
     counted = select(func.coalesce(func.sum(TOTALS.c.count), 0))
     counted = counted.where(TOTALS.c.user_id == (GLOBAL_USER if query.user_id is None else query.user_id))
     if query.user_id is not None:

@@ -5,8 +5,8 @@
 `Store` adds what the controller and the agents' endpoint need. Everything here is asynchronous and safe to call from many
 tasks of one event loop.
 
-Errors: `CloudAIError` from `cloudai.errors`; a store that cannot be reached, written or read raises `unavailable(...)`
-and has changed nothing.
+Errors: `CloudAIError` from `cloudai.errors`; a store that cannot be reached, written or read raises `unavailable(...)`.
+It has done nothing by halves then; of a write whose answer was lost nobody knows whether it was done.
 """
 
 from __future__ import annotations

@@ -51,10 +51,10 @@ async def open_store(url: str, *, clock: Clock = time.time_ns) -> SqlStore:
     url = normal_url(url)
     try:
         await asyncio.to_thread(migrate, url)
+        store = SqlStore(url, clock)
+        await store.start()
     except Exception as error:
         raise translated(error) or error from error
-    store = SqlStore(url, clock)
-    await store.start()
     return store
 
 

@@ -59,7 +59,7 @@ MEANING: Mapping[Code, str] = {
     Code.FORBIDDEN_HOST: "The Host header is not one of a server bound to loopback; see `CLOUDAI_ALLOWED_HOSTS`.",
     Code.FORBIDDEN_ORIGIN: "A browser sent this for a page of another site; see `CLOUDAI_ALLOWED_HOSTS`.",
     Code.TASK_NOT_FOUND: "There is no such task, or retention removed it.",
-    Code.WORKER_NOT_FOUND: "No worker of this name has ever joined.",
+    Code.WORKER_NOT_FOUND: "No worker of this name has joined, or retention removed it.",
     Code.ATTEMPT_NOT_FOUND: "The task has no such attempt, or has not been placed yet.",
     Code.ROUTE_NOT_FOUND: "No such path.",
     Code.METHOD_NOT_ALLOWED: "The path exists, but not with this method; the `Allow` header lists those it has.",

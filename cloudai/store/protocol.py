@@ -68,7 +68,7 @@ class Kind(StrEnum):
 class Change:
     """One committed mutation. It carries a key, never the contents: whoever acts on it reads the store again.
 
-    `event` is what happened in one word: the task's new status, the run's new phase, or `registered` / `updated`;
+    `event` is what happened in one word: the task's new status, the run's new phase, or `registered` / `updated` / `deleted`;
     it serves announcements, not decisions.
     """
 
@@ -265,16 +265,23 @@ class Store(FacadeStore, Protocol):
         """
         ...
 
-    async def delete_finished(self, before: int, limit: int) -> int:
-        """Delete up to `limit` tasks that finished before `before`, with runs and logs. Returns how many."""
-        ...
-
     async def delete_logs(self, before: int, limit: int) -> int:
-        """Remove the logs of up to `limit` tasks that finished before `before`; reading them is LOGS_REMOVED from then on."""
+        """Remove logs of tasks that finished before `before`, as much as is soon done; reading them is LOGS_REMOVED then.
+
+        Returns of how many tasks, at most `limit`; the last one's may go on to be removed by the next call. 0: none is left.
+        """
         ...
 
-    async def prune_changes(self, keep: int) -> None:
-        """Keep the last `keep` changes of the log."""
+    async def delete_finished(self, before: int, limit: int) -> int:
+        """Delete up to `limit` tasks that finished before `before` and whose logs were removed, with runs. Returns how many."""
+        ...
+
+    async def delete_workers(self, before: int) -> int:
+        """Forget workers that were heard of last before `before` and have no live run. Returns how many."""
+        ...
+
+    async def prune_changes(self, keep: int) -> int:
+        """Remove changes that are older than the last `keep`, as many as is soon done. Returns how many; 0: none is left."""
         ...
 
     # -- the agents' side

@@ -283,8 +283,11 @@ class SqlStore:
     async def delete_logs(self, before: int, limit: int) -> int:
         return await self._writer.write(upkeep.delete_logs, upkeep.Finished(before, limit))
 
-    async def prune_changes(self, keep: int) -> None:
-        await self._writer.write(upkeep.prune_changes, keep)
+    async def delete_workers(self, before: int) -> int:
+        return await self._writer.write(upkeep.delete_workers, before)
+
+    async def prune_changes(self, keep: int) -> int:
+        return await self._writer.write(upkeep.prune_changes, keep)
 
     # -- the agents' side
 

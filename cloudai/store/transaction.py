@@ -35,6 +35,7 @@ class Transaction:
         self.revision: int = row[0]
         self.changes: list[Change] = []
         self.totals: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.deleted: set[str] = set()  # users of tasks that went
         self.logs: set[str] = set()  # ids of tasks whose logs grew
 
     def all(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Any]:
@@ -83,6 +84,8 @@ class Transaction:
             if status is not None:
                 self.totals[user_id, status] += step
                 self.totals[GLOBAL_USER, status] += step
+        if after is None:
+            self.deleted.add(user_id)
 
     def finish(self) -> None:
         """Write what the operations left behind; the commit comes next."""
@@ -96,6 +99,8 @@ class Transaction:
             [(user, status, step) for (user, status), step in self.totals.items() if step],
             " ON CONFLICT (user_id, status) DO UPDATE SET count = totals.count + excluded.count",
         )
+        # A user without tasks leaves nothing.
+        self.many("DELETE FROM totals WHERE user_id = ? AND count = 0", [(user,) for user in self.deleted])
         if self.postgres:
             if self.changes:
                 self.run("SELECT pg_notify('cloudai', '')")

@@ -50,8 +50,12 @@ async def read(store: Store, view: View, keys: Keys) -> None:
 
 async def refresh(store: Store, view: View, worker_ids: list[str] | None = None) -> None:
     """Read workers again (None: all), since a heartbeat leaves no change in the log."""
-    for worker in (await store.get_workers(worker_ids)).values():
+    workers = await store.get_workers(worker_ids)
+    for worker in workers.values():
         view.put_worker(worker)
+    for worker_id in list(view.workers) if worker_ids is None else worker_ids:
+        if worker_id not in workers:
+            view.drop_worker(worker_id)
 
 
 def keys_of(groups: Iterable[tuple[Task | Run, ...]]) -> Keys:

@@ -183,6 +183,12 @@ class View:
         elif self._may_be_back(known, worker):
             self.gained.add(worker.worker_id)
 
+    def drop_worker(self, worker_id: str) -> None:
+        """The worker is not stored any more."""
+        self.workers.pop(worker_id, None)
+        self.rooms.drop(worker_id)
+        self.gained.discard(worker_id)
+
     def observe_from(self, now: int) -> None:
         """After a gap nobody is lost before a whole lease has passed from `now`."""
         self.observing_since = now

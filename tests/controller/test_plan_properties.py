@@ -59,6 +59,13 @@ class Lives(RuleBasedStateMachine):
     def beat(self, data: st.DataObject, ready: bool) -> None:
         self.world.beat(data.draw(st.sampled_from(sorted(self.world.workers))), ready=ready)
 
+    @precondition(lambda self: self.world.workers)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.world.workers)))
+        if all(run.worker_id != name for run in self.world.live_runs()):
+            self.world.leave(name)
+
     @rule(seconds=st.sampled_from([1, 20, 40, 200, 400]))
     def wait(self, seconds: int) -> None:
         self.world.now += seconds * 1000

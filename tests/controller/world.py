@@ -78,6 +78,11 @@ class World:
         self.workers[worker.worker_id] = worker
         self.view.put_worker(worker)
 
+    def leave(self, name: str) -> None:
+        assert all(run.worker_id != name for run in self.live_runs())
+        del self.workers[name]
+        self.view.drop_worker(name)
+
     def beat(self, name: str, *, ready: bool = True) -> None:
         self.join(replace(self.workers[name], last_heartbeat=self.now, ready=ready))
 

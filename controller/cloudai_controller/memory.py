@@ -7,18 +7,21 @@ from collections.abc import Iterable
 
 from cloudai.resources import Run, Task, TaskStatus, run_id
 from cloudai.store.protocol import Store
+from cloudai_controller.clock import Clock
 from cloudai_controller.feed import Keys
 from cloudai_controller.state import Terms, View
 
 BREATH = 1000  # tasks taken in at a stretch, while others of the process wait
 
 
-async def load(store: Store, terms: Terms, now: int) -> tuple[View, int]:
+async def load(store: Store, terms: Terms, clock: Clock) -> tuple[View, int]:
     """Everything active, and the revision it was read at."""
     snapshot = await store.snapshot()
+    now = clock.now()
     view = View(terms, now)
     for worker in snapshot.workers.values():
-        view.put_worker(worker)
+        view.put_worker(worker, now)
+    view.looked_at = now
     for number, task in enumerate(snapshot.tasks.values()):
         view.put_task(task)
         if number % BREATH == 0:
@@ -37,7 +40,7 @@ def _current(task: Task) -> str | None:
     return run_id(task.task_id, task.attempt) if placed else None
 
 
-async def read(store: Store, view: View, keys: Keys) -> None:
+async def read(store: Store, view: View, keys: Keys, clock: Clock) -> None:
     """Look at the changed keys. Tasks go first: a run that has ended is kept only for its task."""
     if keys.tasks:
         tasks = await store.get_tasks(keys.tasks)
@@ -54,13 +57,17 @@ async def read(store: Store, view: View, keys: Keys) -> None:
             else:
                 view.drop_run(key.rpartition("-")[0], key)
     if keys.workers:
-        await refresh(store, view, keys.workers)
+        await refresh(store, view, clock, keys.workers)
 
 
-async def refresh(store: Store, view: View, worker_ids: list[str] | None = None) -> None:
+async def refresh(store: Store, view: View, clock: Clock, worker_ids: list[str] | None = None) -> None:
     """Read workers again (None: all), since a heartbeat leaves no change in the log."""
-    for worker in (await store.get_workers(worker_ids)).values():
-        view.put_worker(worker)
+    workers = await store.get_workers(worker_ids)
+    read_at = clock.now()
+    for worker in workers.values():
+        view.put_worker(worker, read_at)
+    if worker_ids is None:
+        view.looked_at = read_at
 
 
 def keys_of(groups: Iterable[tuple[Task | Run, ...]]) -> Keys:

@@ -44,7 +44,8 @@ from cloudai_agent.runtime import Container, ContainerState, EngineDown, RunRefu
 log = logging.getLogger("cloudai.agent")
 
 T = TypeVar("T")
-CALLS = 64  # runtime calls at a time
+CALLS = 64  # short runtime calls at a time
+LONG_CALLS = 10_000  # pulls and stops at a time: more than there are runs, since none may wait for another
 LOOK_SECONDS = 30.0  # how often all containers are listed again: repairs what an event did not tell
 PROGRESS_SECONDS = 1.0  # between reports of how far a pull is
 RETRY_SECONDS = 1.0  # between questions to an engine that does not answer
@@ -76,7 +77,8 @@ class Agent:
 
     async def run(self, stop: asyncio.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pool = ThreadPoolExecutor(CALLS, thread_name_prefix="runtime")
+        self._short = ThreadPoolExecutor(CALLS, thread_name_prefix="runtime")
+        self._long = ThreadPoolExecutor(LONG_CALLS, thread_name_prefix="runtime-long")
         with Health(self._settings.health_port, lambda: self._problem) as health:
             host = self._settings.advertise_address or local_address(self._settings.server)
             self._address = f"{host}:{health.port}"
@@ -95,10 +97,15 @@ class Agent:
                     task.cancel()
                 await asyncio.gather(asked, *tasks, *self._calls, return_exceptions=True)
                 self._known.close()
-                self._pool.shutdown(wait=False, cancel_futures=True)
+                for pool in (self._short, self._long):
+                    pool.shutdown(wait=False, cancel_futures=True)
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
-        return await self._loop.run_in_executor(self._pool, lambda: function(*arguments))
+        return await self._loop.run_in_executor(self._short, lambda: function(*arguments))
+
+    async def _await(self, function: Callable[..., T], *arguments: object) -> T:
+        """A call that may take as long as an image or a container likes: no short one has to wait for it."""
+        return await self._loop.run_in_executor(self._long, lambda: function(*arguments))
 
     async def _ask(self, function: Callable[..., T], *arguments: object) -> T:
         """A question about the engine as a whole. Raises EngineDown, whatever it was that went wrong."""
@@ -300,6 +307,7 @@ class Agent:
         assert wish is not None
 
         told_at = 0.0
+        given_up = False
 
         def progress(text: str) -> None:
             nonlocal told_at
@@ -308,14 +316,17 @@ class Agent:
                 self._loop.call_soon_threadsafe(watched.progressed, text)
 
         def cancelled() -> bool:
-            return self._stopping or watched.wish is None or watched.wish.stop_requested
+            nonlocal given_up
+            unwanted = watched.wish is None or watched.wish.stop_requested
+            given_up = given_up or self._stopping or unwanted or self._memory.lease.over(clock())
+            return given_up
 
         present = await self._call(self._runtime.has_image, wish.image)
         if not present:
             watched.progressed(f"Pulling {wish.image}")
-            await self._call(self._runtime.pull, wish.image, progress, cancelled)
+            await self._await(self._runtime.pull, wish.image, progress, cancelled)
         watched.progress = None
-        watched.fetched = True
+        watched.fetched = not given_up  # a lease may begin again, and the run be wished still
 
     async def _create(self, watched: Watched) -> None:
         assert watched.wish is not None
@@ -341,7 +352,7 @@ class Agent:
             self._memory.causes[watched.run_id] = cause
             self._memory.save()
         log.info("stopping %s (%s)", watched.run_id, cause or "not wanted any more", extra={"run_id": watched.run_id})
-        await self._call(self._runtime.stop, watched.run_id, self._memory.grace_seconds)
+        await self._await(self._runtime.stop, watched.run_id, self._memory.grace_seconds)
         watched.stale = True
 
     async def _remove(self, watched: Watched) -> None:

@@ -14,7 +14,6 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from cloudai.wire import (
-    MAX_FRAME,
     PATH,
     HeartbeatAck,
     LogAck,
@@ -95,7 +94,8 @@ class Link:
 
     async def _connect(self) -> None:
         headers = {"Authorization": f"Bearer {self._token}"}
-        options = {"max_size": 16 * MAX_FRAME, "open_timeout": ANSWER_SECONDS, "close_timeout": 2, "compression": None}
+        # The whole wish is one message, as large as the commands of all runs together; one refused would come again for ever.
+        options = {"max_size": None, "open_timeout": ANSWER_SECONDS, "close_timeout": 2, "compression": None}
         try:
             connection = await connect(self.url, additional_headers=headers, proxy=None, **options)  # type: ignore[arg-type]
         except InvalidStatus as error:

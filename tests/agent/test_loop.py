@@ -203,6 +203,14 @@ async def test_a_restarted_agent_goes_by_the_lease_of_the_one_before(tmp_path: P
                     await eventually("nothing is left", lambda: not looking.containers())
 
 
+async def test_a_wish_of_any_size_reaches_the_agent(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place:
+        runs = [await place.run("x" * 2_000_000, stop_requested=True) for _ in range(10)]
+        async with place.agent():
+            for run in runs:
+                assert (await place.until(run, *ENDS)).phase is RunPhase.STOPPED
+
+
 async def test_pulls_that_never_end_hold_up_nothing_else(tmp_path: Path) -> None:
     async with joined(tmp_path) as place, place.agent(runtime := Pulling(place.settings)):
         stubborn = await place.run(STUBBORN)

@@ -171,7 +171,7 @@ class Settings(BaseSettings):
     )
     storage: float | None = _setting(
         None,
-        "GiB of storage offered; default 80 % of what is free where containers live.",
+        "GiB of storage offered; default 80 % of what is free or its tasks' own where containers live.",
         "agent",
         gt=0,
         allow_inf_nan=False,

@@ -146,7 +146,7 @@ class Agent:
             try:
                 await self._ask(self._runtime.ping)
                 if self._capacity is None:
-                    self._capacity = await self._ask(capacity, self._runtime, self._settings)
+                    self._capacity = await self._ask(capacity, self._runtime, self._settings, self._bound is not None)
             except EngineDown as error:
                 self._lost_engine(error)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -463,13 +463,21 @@ def _report(watched: Watched, tell: Tell) -> Report:
     )
 
 
-def capacity(runtime: Runtime, settings: Settings) -> Resources:
-    """What the worker offers: the operator's figures, else all cores, 90 % of the memory and 80 % of the free storage."""
+def capacity(runtime: Runtime, settings: Settings, bound: bool) -> Resources:
+    """What the worker offers: the operator's figures, else all cores, 90 % of the memory and 80 % of the free storage.
+
+    `bound`: there may be containers of ours. What they have written is theirs already, so it counts as free.
+    """
     machine = runtime.capacity()
+    if settings.storage is not None:
+        storage = round(settings.storage * GIB)
+    else:
+        ours = sum(runtime.storage_used().values()) if bound else 0
+        storage = (machine.storage + ours) * 8 // 10
     return Resources(
         cpu=machine.cpu if settings.cpu is None else round(settings.cpu * 1000),
         memory=machine.memory * 9 // 10 if settings.memory is None else round(settings.memory * GIB),
-        storage=machine.storage * 8 // 10 if settings.storage is None else round(settings.storage * GIB),
+        storage=storage,
         gpu=1000 * (gpus.count() if settings.gpu is None else settings.gpu),
     )
 

@@ -63,7 +63,7 @@ class Runtime(Protocol):
         ...
 
     def capacity(self) -> Resources:
-        """What the machine has, before the operator's flags."""
+        """What the machine has, before the operator's flags; of storage what is free."""
         ...
 
     def containers(self) -> list[Container]:

@@ -110,7 +110,7 @@ class Link:
             connection.transport.abort()
 
     async def _serve(self, connection: ClientConnection) -> None:
-        register, sent_at = self._listener.register()
+        register, sent_at = self._registration()
         await connection.send(encode(register))
         async with asyncio.timeout(ANSWER_SECONDS):
             terms = from_server.validate_json(await connection.recv())
@@ -125,6 +125,13 @@ class Link:
         finally:
             self._out = None
             self._listener.disconnected()
+
+    def _registration(self) -> tuple[Register, float]:
+        """Raises RuntimeError where the agent itself is at fault: no other try would go better."""
+        try:
+            return self._listener.register()
+        except ValidationError as error:
+            raise RuntimeError(f"this worker cannot be registered: {error}") from error
 
     async def _talk(self, connection: ClientConnection, heartbeat_seconds: float) -> None:
         assert self._out is not None

@@ -30,7 +30,7 @@ from cloudai_agent.reconcile import (
     Cause,
     Create,
     Fetch,
-    Refusal,
+    Ordered,
     Remove,
     Start,
     Step,
@@ -39,7 +39,7 @@ from cloudai_agent.reconcile import (
     next_step,
 )
 from cloudai_agent.runs import Known, Watched
-from cloudai_agent.runtime import Container, ContainerState, EngineDown, RunRefused, Runtime
+from cloudai_agent.runtime import Container, ContainerState, EngineDown, Refusal, RunRefused, Runtime
 
 log = logging.getLogger("cloudai.agent")
 
@@ -250,8 +250,7 @@ class Agent:
         step = next_step(view)
         watched.telling = isinstance(step, Tell)
         if step is None:
-            if self._known.forget(run_id) and run_id in self._memory.causes:
-                del self._memory.causes[run_id]
+            if self._known.forget(run_id) and self._memory.ordered.pop(run_id, None) is not None:
                 self._memory.save()
             return
         self._act(watched, step)
@@ -348,12 +347,17 @@ class Agent:
         self._known.follow(watched)
 
     async def _stop(self, watched: Watched, cause: Cause | None) -> None:
-        if cause is not None and watched.run_id not in self._memory.causes:
-            self._memory.causes[watched.run_id] = cause
-            self._memory.save()
+        if cause is not None:
+            self._order(watched.run_id, cause)
         log.info("stopping %s (%s)", watched.run_id, cause or "not wanted any more", extra={"run_id": watched.run_id})
         await self._await(self._runtime.stop, watched.run_id, self._memory.grace_seconds)
         watched.stale = True
+
+    def _order(self, run_id: str, cause: Cause) -> None:
+        """Take down, before it is done, that and why a container is to end; the first cause stays."""
+        if run_id not in self._memory.ordered:
+            self._memory.ordered[run_id] = Ordered(cause, _now())
+            self._memory.save()
 
     async def _remove(self, watched: Watched) -> None:
         await self._call(self._runtime.remove, watched.run_id)
@@ -378,8 +382,7 @@ class Agent:
                 continue
             for run_id, limit in limited.items():
                 if used.get(run_id, 0) > limit:
-                    self._memory.causes.setdefault(run_id, Cause.STORAGE)
-                    self._memory.save()
+                    self._order(run_id, Cause.STORAGE)
                     self._changed(run_id)
 
     # -- what the link tells

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cloudai_agent.lease import Lease
-from cloudai_agent.reconcile import Cause
+from cloudai_agent.reconcile import Cause, Ordered
 
 log = logging.getLogger("cloudai.agent")
 
@@ -26,7 +26,7 @@ class Memory:
     cluster_id: str | None = None
     grace_seconds: float = 10.0
     lease: Lease = field(default_factory=Lease)
-    causes: dict[str, Cause] = field(default_factory=dict)
+    ordered: dict[str, Ordered] = field(default_factory=dict)
 
     def save(self) -> None:
         """Write what changed. Where the disk is full the agent goes on with the older file: its lease only ends sooner."""
@@ -56,9 +56,9 @@ def recall(directory: Path, worker_id: str) -> Memory:
         value = json.loads(path.read_text())
         same_boot = value.pop("boot") == _boot()
         lease = Lease(**value.pop("lease"))
-        causes = {run_id: Cause(cause) for run_id, cause in value.pop("causes").items()}
+        ordered = {run_id: Ordered(Cause(it["cause"]), it["at"]) for run_id, it in value.pop("ordered").items()}
         # After a restart of the machine its clock began anew, and nothing that it ran is alive.
-        return Memory(path, lease=lease if same_boot else Lease(lease.seconds), causes=causes, **value)
+        return Memory(path, lease=lease if same_boot else Lease(lease.seconds), ordered=ordered, **value)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); remove it to join as a new worker") from error
 

@@ -9,7 +9,7 @@ import pytest
 
 from cloudai_agent.lease import Lease
 from cloudai_agent.memory import recall
-from cloudai_agent.reconcile import Cause
+from cloudai_agent.reconcile import Cause, Ordered
 
 
 def test_a_lease_ends_its_seconds_after_the_last_acknowledged_heartbeat_was_sent() -> None:
@@ -40,7 +40,7 @@ def test_an_agent_remembers_who_it_is_and_how_long_its_lease_holds(tmp_path: Pat
     memory = recall(tmp_path, "worker-1")
     memory.cluster_id = "cluster"
     memory.lease = Lease(60, 12.5)
-    memory.causes["task-1-1"] = Cause.STORAGE
+    memory.ordered["task-1-1"] = Ordered(Cause.STORAGE, 1000)
     memory.save()
     assert recall(tmp_path, "worker-1") == memory
     assert recall(tmp_path, "worker-2").identity != memory.identity

@@ -409,7 +409,7 @@ class Agent:
         metrics.CONNECTED.set(1)
         self._heartbeat_seconds = terms.heartbeat_seconds
         memory = self._memory
-        memory.cluster_id = terms.cluster_id
+        memory.joins(terms.cluster_id)
         memory.grace_seconds = terms.stop_grace_seconds
         memory.lease.seconds = terms.lease_seconds
         memory.lease.renew(sent_at)

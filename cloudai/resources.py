@@ -316,7 +316,10 @@ class Worker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerState:
-    """A worker with what its live runs hold, read in one snapshot: allocated never exceeds the capacity."""
+    """A worker with what its live runs hold, read in one snapshot.
+
+    Nothing is placed beyond the capacity; only a worker that comes back with less than it had may hold more than it has.
+    """
 
     worker: Worker
     allocated: Resources

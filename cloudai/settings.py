@@ -167,16 +167,17 @@ class Settings(BaseSettings):
     runtime: Literal["auto", "docker", "process"] = _setting(
         "auto", "Where tasks run: docker, process (no isolation, for trying out), or auto.", "agent"
     )
-    cpu: float | None = _setting(None, "Cores offered; default all.", "agent", gt=0, allow_inf_nan=False)
+    # As a worker's registration takes them, and as a task may ask for them.
+    cpu: float | None = _setting(None, "Cores offered; default all.", "agent", ge=0.001, le=100_000)
     memory: float | None = _setting(
-        None, "GiB of memory offered; default 90 % of the machine.", "agent", gt=0, allow_inf_nan=False
+        None, "GiB of memory offered; default 90 % of the machine.", "agent", ge=0.001, le=1_048_576
     )
     storage: float | None = _setting(
         None,
-        "GiB of storage offered; default 80 % of what is free where containers live.",
+        "GiB of storage offered; default 80 % of what is free or its tasks' own where containers live.",
         "agent",
         gt=0,
-        allow_inf_nan=False,
+        le=1_048_576,
     )
     gpu: int | None = _setting(
         None, "Number of GPUs offered; default those the NVIDIA driver shows.", "agent", ge=0, le=64

@@ -59,7 +59,7 @@ MEANING: Mapping[Code, str] = {
     Code.FORBIDDEN_HOST: "The Host header is not one of a server bound to loopback; see `CLOUDAI_ALLOWED_HOSTS`.",
     Code.FORBIDDEN_ORIGIN: "A browser sent this for a page of another site; see `CLOUDAI_ALLOWED_HOSTS`.",
     Code.TASK_NOT_FOUND: "There is no such task, or retention removed it.",
-    Code.WORKER_NOT_FOUND: "No worker of this name has ever joined.",
+    Code.WORKER_NOT_FOUND: "No worker of this name has joined, or retention removed it.",
     Code.ATTEMPT_NOT_FOUND: "The task has no such attempt, or has not been placed yet.",
     Code.ROUTE_NOT_FOUND: "No such path.",
     Code.METHOD_NOT_ALLOWED: "The path exists, but not with this method; the `Allow` header lists those it has.",
@@ -70,7 +70,8 @@ MEANING: Mapping[Code, str] = {
     Code.UNSUPPORTED_MEDIA_TYPE: "A body must come with `Content-Type: application/json`.",
     Code.RATE_LIMITED: "Too many requests from this address; `Retry-After` says when to go on.",
     Code.INTERNAL: "A fault in the server; its log has the cause.",
-    Code.UNAVAILABLE: "The store cannot be reached or written now; nothing was half done, send the same request again.",
+    Code.UNAVAILABLE: "The store cannot be reached or written now. Nothing was half done, but a change may have "
+    "been stored where only its answer was lost: send the same request again, a submit with its `Idempotency-Key`.",
 }
 
 
@@ -110,10 +111,10 @@ def task_not_found(task_id: str) -> CloudAIError:
 
 
 def unavailable(reason: str) -> CloudAIError:
-    """The store cannot be written or read right now; nothing was half done, the same request may be sent again."""
+    """The store cannot be written or read right now, or does not say what became of a write. Nothing was half done."""
     return CloudAIError(
         Code.UNAVAILABLE,
-        "The service cannot reach its store right now; send the same request again shortly",
+        "The service cannot reach its store right now; send the same request again shortly, a submit with its Idempotency-Key",
         {"reason": reason},
         retry_after=1,
     )

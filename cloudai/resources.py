@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 GIB = 1024**3
+WORKER_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 
 
 class TaskStatus(StrEnum):
@@ -34,6 +35,7 @@ class TaskStatus(StrEnum):
 
 TERMINAL_STATUSES = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED})
 ACTIVE_STATUSES = frozenset(TaskStatus) - TERMINAL_STATUSES
+PLACED_STATUSES = frozenset({TaskStatus.PENDING, TaskStatus.RUNNING})
 
 # A pending task always passes through running on its way to completed, so that whoever follows the changes sees it
 # start. A terminal status never changes.
@@ -67,7 +69,6 @@ class RunPhase(StrEnum):
 
 
 TERMINAL_PHASES = frozenset({RunPhase.SUCCEEDED, RunPhase.FAILED, RunPhase.STOPPED, RunPhase.LOST})
-LIVE_PHASES = frozenset(RunPhase) - TERMINAL_PHASES
 
 _ENDS_BEFORE_START = frozenset({RunPhase.FAILED, RunPhase.STOPPED, RunPhase.LOST})
 RUN_TRANSITIONS: Mapping[RunPhase, frozenset[RunPhase]] = {
@@ -315,7 +316,10 @@ class Worker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerState:
-    """A worker with what its live runs hold, read in one snapshot: allocated never exceeds the capacity."""
+    """A worker with what its live runs hold, read in one snapshot.
+
+    Nothing is placed beyond the capacity; only a worker that comes back with less than it had may hold more than it has.
+    """
 
     worker: Worker
     allocated: Resources

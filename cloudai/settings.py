@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cloudai.resources import WORKER_NAME
+
 PREFIX = "CLOUDAI_"
 _TEST_PREFIX = "CLOUDAI_TEST_"  # variables of the test suite
 _TOLD = {"CLOUDAI_TASK_ID", "CLOUDAI_ATTEMPT"}  # what a task is told, in which a command may run
@@ -171,22 +173,23 @@ class Settings(BaseSettings):
         None,
         "Name of this worker; default is the host name.",
         "agent",
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$",
+        pattern=WORKER_NAME,
         form="1 to 63 letters, digits, dots, dashes or underscores, with a letter or digit at both ends",
     )
     runtime: Literal["auto", "docker", "process"] = _setting(
         "auto", "Where tasks run: docker, process (no isolation, for trying out), or auto.", "agent"
     )
-    cpu: float | None = _setting(None, "Cores offered; default all.", "agent", gt=0, allow_inf_nan=False)
+    # As a worker's registration takes them, and as a task may ask for them.
+    cpu: float | None = _setting(None, "Cores offered; default all.", "agent", ge=0.001, le=100_000)
     memory: float | None = _setting(
-        None, "GiB of memory offered; default 90 % of the machine.", "agent", gt=0, allow_inf_nan=False
+        None, "GiB of memory offered; default 90 % of the machine.", "agent", ge=0.001, le=1_048_576
     )
     storage: float | None = _setting(
         None,
-        "GiB of storage offered; default 80 % of what is free where containers live.",
+        "GiB of storage offered; default 80 % of what is free or its tasks' own where containers live.",
         "agent",
         gt=0,
-        allow_inf_nan=False,
+        le=1_048_576,
     )
     gpu: int | None = _setting(
         None, "Number of GPUs offered; default those the NVIDIA driver shows.", "agent", ge=0, le=64

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
-from cloudai.resources import GpuShare, Resources, Run, RunPhase
+from cloudai.resources import WORKER_NAME, GpuShare, Resources, Run, RunPhase
 from cloudai.store.protocol import RunReport
 
 PROTOCOL = 1
@@ -45,7 +45,7 @@ class Register(Message):
 
     type: Literal["register"] = "register"
     protocol: int = PROTOCOL
-    worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
+    worker_id: Annotated[str, Field(pattern=WORKER_NAME)]
     identity: Annotated[Words, Field(min_length=8, max_length=64)]
     address: Annotated[Words, Field(max_length=255)]
     runtime: Literal["docker", "process"]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cloudai.api.hosts import is_loopback
 from cloudai.cli.place import (
     StartRefused,
     digest,
     held_data_dir,
-    is_loopback,
     listen,
     local_token,
     read_token,

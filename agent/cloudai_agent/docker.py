@@ -25,7 +25,7 @@ from cloudai.resources import Reason, Resources, Run
 from cloudai.settings import Settings
 from cloudai_agent import docker_images
 from cloudai_agent.docker_calls import CALL_SECONDS, answering, engine_words, shut, stream_payloads
-from cloudai_agent.docker_config import CLUSTER, TASK, WORKER, Engine, container_config, container_of, start_reason
+from cloudai_agent.docker_config import CLUSTER, TASK, WORKER, Engine, container_config, container_of, start_refusal
 from cloudai_agent.runtime import Container, ContainerState, EngineDown, RunRefused, engine_says
 
 log = logging.getLogger("cloudai.agent")
@@ -178,15 +178,8 @@ class DockerRuntime:
             try:
                 self._api.start(self._ids[run_id])
             except APIError as error:
-                words = engine_words(error)
-                reason, text = start_reason(words), engine_says(words)
-                if reason is Reason.COMMAND_NOT_FOUND:
-                    text = f"The image has no such command ({words}); check its spelling and what the image holds."
-                elif "device driver" in words:
-                    text = (
-                        f"This worker's engine passes no GPUs on ({words}); install the NVIDIA Container Toolkit there."
-                    )
-                raise RunRefused(reason, text) from None
+                refusal = start_refusal(engine_words(error))
+                raise RunRefused(refusal.reason, refusal.message) from None
 
     def stop(self, run_id: str, grace_seconds: float) -> None:
         identity = self._id(run_id)

@@ -12,7 +12,7 @@ from docker.types import DeviceRequest
 
 from cloudai.resources import Reason, Run
 from cloudai.settings import Settings
-from cloudai_agent.runtime import Container, ContainerState, device_list
+from cloudai_agent.runtime import Container, ContainerState, Refusal, device_list, engine_says
 
 CLUSTER, WORKER, TASK, ATTEMPT = "cloudai.cluster", "cloudai.worker", "cloudai.task", "cloudai.attempt"
 LEAST_MEMORY = 6 * 1024 * 1024  # the engine refuses less
@@ -106,6 +106,7 @@ def container_of(found: dict[str, Any]) -> Container:
     state, labels = found["State"], found["Config"]["Labels"]
     ended = state["Status"] in ("exited", "dead", "removing")
     started_at, finished_at = milliseconds(state["StartedAt"]), milliseconds(state["FinishedAt"])
+    refused = state["Error"] and started_at is None
     return Container(
         run_id=found["Name"].removeprefix("/"),
         task_id=labels[TASK],
@@ -116,13 +117,19 @@ def container_of(found: dict[str, Any]) -> Container:
         finished_at=max(finished_at or 0, started_at or 0) or None if ended else None,
         exit_code=state["ExitCode"] if ended else None,
         oom_killed=state["OOMKilled"],
-        error=state["Error"] or None,
+        refusal=start_refusal(state["Error"]) if refused else None,
     )
 
 
-def start_reason(words: str) -> Reason:
-    """Why a start failed, from the engine's words."""
-    return Reason.COMMAND_NOT_FOUND if _NO_COMMAND.search(words) else Reason.START_FAILED
+def start_refusal(words: str) -> Refusal:
+    """Why a start failed, from the engine's words: those of its answer, and those it keeps with the container."""
+    if _NO_COMMAND.search(words):
+        text = f"The image has no such command ({words}); check its spelling and what the image holds."
+        return Refusal(Reason.COMMAND_NOT_FOUND, text)
+    if "device driver" in words:
+        text = f"This worker's engine passes no GPUs on ({words}); install the NVIDIA Container Toolkit there."
+        return Refusal(Reason.START_FAILED, text)
+    return Refusal(Reason.START_FAILED, engine_says(words))
 
 
 def milliseconds(text: str) -> int | None:

@@ -14,7 +14,6 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from cloudai.wire import (
-    MAX_FRAME,
     PATH,
     HeartbeatAck,
     LogAck,
@@ -95,7 +94,8 @@ class Link:
 
     async def _connect(self) -> None:
         headers = {"Authorization": f"Bearer {self._token}"}
-        options = {"max_size": 16 * MAX_FRAME, "open_timeout": ANSWER_SECONDS, "close_timeout": 2, "compression": None}
+        # The whole wish is one message, as large as the commands of all runs together; one refused would come again for ever.
+        options = {"max_size": None, "open_timeout": ANSWER_SECONDS, "close_timeout": 2, "compression": None}
         try:
             connection = await connect(self.url, additional_headers=headers, proxy=None, **options)  # type: ignore[arg-type]
         except InvalidStatus as error:
@@ -110,7 +110,7 @@ class Link:
             connection.transport.abort()
 
     async def _serve(self, connection: ClientConnection) -> None:
-        register, sent_at = self._listener.register()
+        register, sent_at = self._registration()
         await connection.send(encode(register))
         async with asyncio.timeout(ANSWER_SECONDS):
             terms = from_server.validate_json(await connection.recv())
@@ -125,6 +125,13 @@ class Link:
         finally:
             self._out = None
             self._listener.disconnected()
+
+    def _registration(self) -> tuple[Register, float]:
+        """Raises RuntimeError where the agent itself is at fault: no other try would go better."""
+        try:
+            return self._listener.register()
+        except ValidationError as error:
+            raise RuntimeError(f"this worker cannot be registered: {error}") from error
 
     async def _talk(self, connection: ClientConnection, heartbeat_seconds: float) -> None:
         assert self._out is not None

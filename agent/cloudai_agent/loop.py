@@ -30,7 +30,7 @@ from cloudai_agent.reconcile import (
     Cause,
     Create,
     Fetch,
-    Refusal,
+    Ordered,
     Remove,
     Start,
     Step,
@@ -39,12 +39,13 @@ from cloudai_agent.reconcile import (
     next_step,
 )
 from cloudai_agent.runs import Known, Watched
-from cloudai_agent.runtime import Container, ContainerState, EngineDown, RunRefused, Runtime
+from cloudai_agent.runtime import Container, ContainerState, EngineDown, Refusal, RunRefused, Runtime
 
 log = logging.getLogger("cloudai.agent")
 
 T = TypeVar("T")
-CALLS = 64  # runtime calls at a time
+CALLS = 64  # short runtime calls at a time
+LONG_CALLS = 10_000  # pulls and stops at a time: more than there are runs, since none may wait for another
 LOOK_SECONDS = 30.0  # how often all containers are listed again: repairs what an event did not tell
 PROGRESS_SECONDS = 1.0  # between reports of how far a pull is
 RETRY_SECONDS = 1.0  # between questions to an engine that does not answer
@@ -76,7 +77,8 @@ class Agent:
 
     async def run(self, stop: asyncio.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pool = ThreadPoolExecutor(CALLS, thread_name_prefix="runtime")
+        self._short = ThreadPoolExecutor(CALLS, thread_name_prefix="runtime")
+        self._long = ThreadPoolExecutor(LONG_CALLS, thread_name_prefix="runtime-long")
         with Health(self._settings.health_port, lambda: self._problem) as health:
             host = self._settings.advertise_address or local_address(self._settings.server)
             self._address = f"{host}:{health.port}"
@@ -95,10 +97,15 @@ class Agent:
                     task.cancel()
                 await asyncio.gather(asked, *tasks, *self._calls, return_exceptions=True)
                 self._known.close()
-                self._pool.shutdown(wait=False, cancel_futures=True)
+                for pool in (self._short, self._long):
+                    pool.shutdown(wait=False, cancel_futures=True)
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
-        return await self._loop.run_in_executor(self._pool, lambda: function(*arguments))
+        return await self._loop.run_in_executor(self._short, lambda: function(*arguments))
+
+    async def _await(self, function: Callable[..., T], *arguments: object) -> T:
+        """A call that may take as long as an image or a container likes: no short one has to wait for it."""
+        return await self._loop.run_in_executor(self._long, lambda: function(*arguments))
 
     async def _ask(self, function: Callable[..., T], *arguments: object) -> T:
         """A question about the engine as a whole. Raises EngineDown, whatever it was that went wrong."""
@@ -139,7 +146,7 @@ class Agent:
             try:
                 await self._ask(self._runtime.ping)
                 if self._capacity is None:
-                    self._capacity = await self._ask(capacity, self._runtime, self._settings)
+                    self._capacity = await self._ask(capacity, self._runtime, self._settings, self._bound is not None)
             except EngineDown as error:
                 self._lost_engine(error)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -243,8 +250,7 @@ class Agent:
         step = next_step(view)
         watched.telling = isinstance(step, Tell)
         if step is None:
-            if self._known.forget(run_id) and run_id in self._memory.causes:
-                del self._memory.causes[run_id]
+            if self._known.forget(run_id) and self._memory.ordered.pop(run_id, None) is not None:
                 self._memory.save()
             return
         self._act(watched, step)
@@ -300,6 +306,7 @@ class Agent:
         assert wish is not None
 
         told_at = 0.0
+        given_up = False
 
         def progress(text: str) -> None:
             nonlocal told_at
@@ -308,14 +315,17 @@ class Agent:
                 self._loop.call_soon_threadsafe(watched.progressed, text)
 
         def cancelled() -> bool:
-            return self._stopping or watched.wish is None or watched.wish.stop_requested
+            nonlocal given_up
+            unwanted = watched.wish is None or watched.wish.stop_requested
+            given_up = given_up or self._stopping or unwanted or self._memory.lease.over(clock())
+            return given_up
 
         present = await self._call(self._runtime.has_image, wish.image)
         if not present:
             watched.progressed(f"Pulling {wish.image}")
-            await self._call(self._runtime.pull, wish.image, progress, cancelled)
+            await self._await(self._runtime.pull, wish.image, progress, cancelled)
         watched.progress = None
-        watched.fetched = True
+        watched.fetched = not given_up  # a lease may begin again, and the run be wished still
 
     async def _create(self, watched: Watched) -> None:
         assert watched.wish is not None
@@ -337,12 +347,17 @@ class Agent:
         self._known.follow(watched)
 
     async def _stop(self, watched: Watched, cause: Cause | None) -> None:
-        if cause is not None and watched.run_id not in self._memory.causes:
-            self._memory.causes[watched.run_id] = cause
-            self._memory.save()
+        if cause is not None:
+            self._order(watched.run_id, cause)
         log.info("stopping %s (%s)", watched.run_id, cause or "not wanted any more", extra={"run_id": watched.run_id})
-        await self._call(self._runtime.stop, watched.run_id, self._memory.grace_seconds)
+        await self._await(self._runtime.stop, watched.run_id, self._memory.grace_seconds)
         watched.stale = True
+
+    def _order(self, run_id: str, cause: Cause) -> None:
+        """Take down, before it is done, that and why a container is to end; the first cause stays."""
+        if run_id not in self._memory.ordered:
+            self._memory.ordered[run_id] = Ordered(cause, _now())
+            self._memory.save()
 
     async def _remove(self, watched: Watched) -> None:
         await self._call(self._runtime.remove, watched.run_id)
@@ -367,8 +382,7 @@ class Agent:
                 continue
             for run_id, limit in limited.items():
                 if used.get(run_id, 0) > limit:
-                    self._memory.causes.setdefault(run_id, Cause.STORAGE)
-                    self._memory.save()
+                    self._order(run_id, Cause.STORAGE)
                     self._changed(run_id)
 
     # -- what the link tells
@@ -395,7 +409,7 @@ class Agent:
         metrics.CONNECTED.set(1)
         self._heartbeat_seconds = terms.heartbeat_seconds
         memory = self._memory
-        memory.cluster_id = terms.cluster_id
+        memory.joins(terms.cluster_id)
         memory.grace_seconds = terms.stop_grace_seconds
         memory.lease.seconds = terms.lease_seconds
         memory.lease.renew(sent_at)
@@ -452,13 +466,21 @@ def _report(watched: Watched, tell: Tell) -> Report:
     )
 
 
-def capacity(runtime: Runtime, settings: Settings) -> Resources:
-    """What the worker offers: the operator's figures, else all cores, 90 % of the memory and 80 % of the free storage."""
+def capacity(runtime: Runtime, settings: Settings, bound: bool) -> Resources:
+    """What the worker offers: the operator's figures, else all cores, 90 % of the memory and 80 % of the free storage.
+
+    `bound`: there may be containers of ours. What they have written is theirs already, so it counts as free.
+    """
     machine = runtime.capacity()
+    if settings.storage is not None:
+        storage = round(settings.storage * GIB)
+    else:
+        ours = sum(runtime.storage_used().values()) if bound else 0
+        storage = (machine.storage + ours) * 8 // 10
     return Resources(
         cpu=machine.cpu if settings.cpu is None else round(settings.cpu * 1000),
         memory=machine.memory * 9 // 10 if settings.memory is None else round(settings.memory * GIB),
-        storage=machine.storage * 8 // 10 if settings.storage is None else round(settings.storage * GIB),
+        storage=storage,
         gpu=1000 * (gpus.count() if settings.gpu is None else settings.gpu),
     )
 

@@ -23,7 +23,6 @@ import psutil
 
 from cloudai.resources import Reason, Resources, Run
 from cloudai.settings import Settings
-from cloudai_agent import gpus
 from cloudai_agent.processes import EXIT_PLACE, Shim, die, ended_by, processes_of, spawn
 from cloudai_agent.runtime import Container, ContainerState, RunRefused, device_list
 
@@ -59,7 +58,7 @@ class ProcessRuntime:
             cpu=1000 * len(os.sched_getaffinity(0)),
             memory=psutil.virtual_memory().total,
             storage=shutil.disk_usage(self._root).free,
-            gpu=1000 * gpus.count(),
+            gpu=0,
         )
 
     # -- what there is
@@ -83,14 +82,14 @@ class ProcessRuntime:
         run = json.loads((home / "run.json").read_bytes())
         shim = Shim.of(home)
         state = ContainerState.CREATED
-        exit_code = finished_at = error = None
+        exit_code = finished_at = None
         if shim is not None:
             self._await(run_id, shim)
             state = ContainerState.RUNNING
             if not shim.alive():
                 state = ContainerState.EXITED
-                exit_code, finished_at, error = ended_by(home)
-                if error:  # nobody ended what the command started
+                exit_code, finished_at, told = ended_by(home)
+                if not told:  # nobody ended what the command started
                     self._sweep(home, shim)
         return Container(
             run_id=run_id,
@@ -100,7 +99,6 @@ class ProcessRuntime:
             started_at=shim.started_at if shim else None,
             finished_at=finished_at,
             exit_code=exit_code,
-            error=error,
         )
 
     def storage_used(self) -> dict[str, int]:

@@ -13,12 +13,11 @@ from pathlib import Path
 import psutil
 
 from cloudai.resources import Reason
-from cloudai_agent.runtime import RunRefused
+from cloudai_agent.runtime import KILLED, RunRefused
 
 EXIT_PLACE = "    \n"  # what `exit` holds until the command has ended
 MARK = "CLOUDAI_RUN_DIR"  # in the environment of every process of a run: finds those that left its session
 START_SECONDS = 10.0  # longest time for the shim to begin
-KILLED = 137
 
 # $0 is the run's directory, "$@" the command. `pid` is written before anything else and never twice (set -C): whoever comes
 # second ends at once, so a command starts once even where the agent died while it started it. The shim itself outlives a
@@ -117,17 +116,19 @@ def spawn(home: Path, command: Sequence[str], environment: Mapping[str, str]) ->
     return shim
 
 
-def ended_by(home: Path) -> tuple[int, int, str | None]:
-    """Exit code, time (ms) and problem of a run whose shim is gone."""
+def ended_by(home: Path) -> tuple[int, int, bool]:
+    """Exit code and time (ms) of a run whose shim is gone, and whether it told them.
+
+    It did not where it was ended from outside, or the machine was restarted.
+    """
     path = home / "exit"
     try:
-        return int(path.read_text()), path.stat().st_mtime_ns // 1_000_000, None
+        return int(path.read_text()), path.stat().st_mtime_ns // 1_000_000, True
     except (FileNotFoundError, ValueError):
         noticed = home / "killed"  # who looks first says when
         if not noticed.exists():
             noticed.touch()
-        words = "its processes were ended from outside, or the machine was restarted"
-        return KILLED, noticed.stat().st_mtime_ns // 1_000_000, words
+        return KILLED, noticed.stat().st_mtime_ns // 1_000_000, False
 
 
 def processes_of(home: Path, shim: Shim) -> Iterator[psutil.Process]:

@@ -9,13 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cloudai.resources import Reason, Run, RunPhase
-from cloudai_agent.runtime import Container, ContainerState, engine_says
+from cloudai.resources import GIB, Reason, Run, RunPhase
+from cloudai_agent.runtime import KILLED, Container, ContainerState, Refusal
 
-KILLED = 137  # exit codes of a process ended by KILL and by TERM
-TERMINATED = 143
+TERMINATED = 143  # exit code of a process ended by TERM
 NOT_FOUND = 127  # what a shell, and the init process of a container, say of a command that is not there
-GIB = 1024**3
 
 
 class Cause(StrEnum):
@@ -28,11 +26,11 @@ class Cause(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """The runtime cannot run this attempt; `reason` of resources.Reason."""
+class Ordered:
+    """The agent's decision to end a container, and when (ms) it was made."""
 
-    reason: str
-    message: str
+    cause: Cause
+    at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +50,7 @@ class View:
     fetched: bool = False
     progress: str | None = None
     refusal: Refusal | None = None
-    cause: Cause | None = None
+    ordered: Ordered | None = None
     logs_stored: bool = False
     fenced: bool = False
     note: str | None = None
@@ -107,15 +105,13 @@ def next_step(view: View) -> Step | None:
     wish, container = view.wish, view.container
     if view.fenced:
         running = container is not None and container.state is ContainerState.RUNNING
-        return Stop(view.cause or Cause.FENCED) if running else None
+        return Stop(view.ordered.cause if view.ordered else Cause.FENCED) if running else None
     if wish is None:
         return _unwanted(container)
     if wish.stop_requested:
         return _stopping(view, wish)
     if view.refusal is not None:
-        return Tell(
-            phase=RunPhase.FAILED, finished_at=view.now, reason=view.refusal.reason, message=view.refusal.message
-        )
+        return _refused(view, view.refusal)
     if container is None:
         return _missing(view, wish)
     if wish.phase in (RunPhase.ASSIGNED, RunPhase.PULLING):
@@ -127,6 +123,10 @@ def next_step(view: View) -> Step | None:
             return _running(view, wish, container)
         case ContainerState.EXITED:
             return end(view, wish, container) if view.logs_stored else None
+
+
+def _refused(view: View, refusal: Refusal) -> Tell:
+    return Tell(phase=RunPhase.FAILED, finished_at=view.now, reason=refusal.reason, message=refusal.message)
 
 
 def _while_busy(view: View) -> Step | None:
@@ -172,14 +172,8 @@ def _missing(view: View, wish: Run) -> Step:
 
 def _created(view: View, wish: Run, container: Container) -> Step:
     if wish.phase is RunPhase.STARTING:
-        if container.error:  # a start before this agent's own life failed
-            return Tell(
-                phase=RunPhase.FAILED,
-                finished_at=view.now,
-                reason=Reason.START_FAILED,
-                message=engine_says(container.error),
-            )
-        return Start()
+        # A start may have failed before this agent's own life.
+        return _refused(view, container.refusal) if container.refusal else Start()
     return Tell(
         phase=RunPhase.FAILED,
         finished_at=view.now,
@@ -192,8 +186,8 @@ def _running(view: View, wish: Run, container: Container) -> Step | None:
     if wish.phase is RunPhase.STARTING:
         message = view.note or "The container is running."
         return Tell(phase=RunPhase.RUNNING, started_at=container.started_at, message=message)
-    if view.cause is not None:
-        return Stop(view.cause)
+    if view.ordered is not None:
+        return Stop(view.ordered.cause)
     deadline = deadline_of(wish, container)
     return Stop(Cause.DEADLINE) if deadline is not None and view.now >= deadline else None
 
@@ -221,16 +215,17 @@ def end(view: View, wish: Run, container: Container) -> Tell:
 def _verdict(view: View, wish: Run, container: Container) -> tuple[RunPhase, str | None, str | None]:
     if wish.stop_requested:
         return RunPhase.STOPPED, Reason.CANCELLED, "Stopped as asked."
-    if view.cause is Cause.FENCED:
+    cause = _cause(view.ordered, container)
+    if cause is Cause.FENCED:
         text = (
             "The worker was cut off for longer than its lease and stopped the container; "
             "check its network to the server."
         )
         return RunPhase.LOST, Reason.WORKER_LOST, text
-    if view.cause is Cause.STORAGE:
+    if cause is Cause.STORAGE:
         text = f"The container wrote more than the {_gib(wish.resources.storage)} it asked for; raise req_storage."
         return RunPhase.FAILED, Reason.STORAGE_LIMIT_EXCEEDED, text
-    if view.cause is Cause.DEADLINE or _over_time(wish, container):
+    if cause is Cause.DEADLINE or _over_time(wish, container):
         text = f"The container was stopped after timeout_seconds ({wish.timeout_seconds}); raise it for longer work."
         return RunPhase.FAILED, Reason.DEADLINE_EXCEEDED, text
     if container.exit_code == 0:  # even if the engine ended a child of it for its memory: the command says it coped
@@ -241,9 +236,20 @@ def _verdict(view: View, wish: Run, container: Container) -> tuple[RunPhase, str
     if container.exit_code == NOT_FOUND:
         text = "A command was not found in the image (exit code 127); check its spelling, and see the logs."
         return RunPhase.FAILED, Reason.COMMAND_NOT_FOUND, text
-    if container.error and container.started_at is None:
-        return RunPhase.FAILED, Reason.START_FAILED, engine_says(container.error)
+    if container.refusal:
+        return RunPhase.FAILED, container.refusal.reason, container.refusal.message
     return RunPhase.FAILED, Reason.EXIT_CODE, _exit_words(container.exit_code)
+
+
+def _cause(ordered: Ordered | None, container: Container) -> Cause | None:
+    """Why the agent ended the container; None where it had come to its own end when the agent decided on it.
+
+    An engine elsewhere has another clock, so what was ended by a signal is believed to be ended by the agent.
+    """
+    if ordered is None:
+        return None
+    before = container.finished_at is not None and container.finished_at < ordered.at
+    return None if before and container.exit_code not in (KILLED, TERMINATED) else ordered.cause
 
 
 def _exit_words(code: int | None) -> str:

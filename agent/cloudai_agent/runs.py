@@ -12,8 +12,8 @@ from cloudai.settings import Settings
 from cloudai.wire import Runs
 from cloudai_agent.logs import Shipment
 from cloudai_agent.memory import Memory
-from cloudai_agent.reconcile import Refusal, Tell, View, deadline_of
-from cloudai_agent.runtime import Container, ContainerState, Runtime
+from cloudai_agent.reconcile import Tell, View, deadline_of
+from cloudai_agent.runtime import Container, ContainerState, Refusal, Runtime
 
 TELL_AGAIN_SECONDS = 5.0  # a report that the wish does not show by then is made again
 
@@ -51,7 +51,7 @@ class Watched:
             fetched=self.fetched,
             progress=self.progress,
             refusal=self.refusal,
-            cause=memory.causes.get(self.run_id),
+            ordered=memory.ordered.get(self.run_id),
             logs_stored=self.shipment is not None and self.shipment.complete,
             fenced=fenced,
             note=note,

@@ -14,11 +14,21 @@ from typing import Literal, Protocol
 
 from cloudai.resources import GpuShare, Resources, Run
 
+KILLED = 137  # exit code of a process ended by KILL
+
 
 class ContainerState(StrEnum):
     CREATED = "created"
     RUNNING = "running"
     EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The runtime cannot run an attempt; `reason` of resources.Reason, `message` for people."""
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +43,7 @@ class Container:
     finished_at: int | None = None
     exit_code: int | None = None
     oom_killed: bool = False
-    error: str | None = None  # the engine's words when it could not start
+    refusal: Refusal | None = None  # why the engine could not start it
 
 
 class EngineDown(Exception):
@@ -63,7 +73,7 @@ class Runtime(Protocol):
         ...
 
     def capacity(self) -> Resources:
-        """What the machine has, before the operator's flags."""
+        """What the machine has, before the operator's flags; of storage what is free."""
         ...
 
     def containers(self) -> list[Container]:

@@ -164,6 +164,9 @@ class AgentHub:
                     await self._tell_all(session)
                 except CloudAIError:
                     session.end("the store does not answer")
+                except Exception:
+                    log.exception("worker %s cannot be told what it is to run", session.worker_id)
+                    session.end("a fault in the server")
 
     def _tell(self, runs: Iterable[Run]) -> None:
         """Send changed runs to the workers that have them."""
@@ -192,6 +195,9 @@ class AgentHub:
             except CloudAIError as error:
                 log.warning("cannot follow the store, trying again: %s", error.details.get("reason", error.message))
                 await asyncio.sleep(RETRY_SECONDS)
+            except Exception:
+                log.exception("a fault while following the store, trying again")
+                await asyncio.sleep(RETRY_SECONDS)
 
     # -- heartbeats
 
@@ -207,6 +213,9 @@ class AgentHub:
             except CloudAIError as error:
                 # Not acknowledged: the agents' leases run on, and their next heartbeats try again.
                 log.warning("heartbeats were not stored: %s", error.details.get("reason", error.message))
+                continue
+            except Exception:
+                log.exception("heartbeats were not stored")
                 continue
             for beat in beats:
                 beat.session.send(HeartbeatAck(sent_at=beat.message.sent_at))

@@ -26,7 +26,7 @@ from cloudai.api.hosts import HostCheck
 from cloudai.api.places import Places
 from cloudai.api.ratelimit import RateLimit
 from cloudai.api.routing import Disconnected, Path, Paths, Request, no_route
-from cloudai.api.task_logs import TaskLogs
+from cloudai.api.task_logs import FOLLOWED, TaskLogs
 from cloudai.api.tasks import Tasks
 from cloudai.api.telemetry import Telemetry
 from cloudai.api.workers import Workers
@@ -88,7 +88,11 @@ def create_app(store: FacadeStore, settings: Settings) -> Starlette:
     changes = Changes(store)
     limits = RateLimit(settings, clients) if settings.rate_limit_enabled else None
     hub = AgentHub(store.agents, settings) if store.agents is not None else None
-    places = Places(settings.rate_limit_websockets, clients, limits.redis) if limits is not None else None
+    places = followers = None
+    if limits is not None:
+        most = settings.rate_limit_websockets
+        places = Places("telemetry", "telemetry connections", most, clients, limits.redis)
+        followers = Places("logs", "followed logs", FOLLOWED, clients, limits.redis)
     telemetry = Telemetry(store, settings, changes, places, metrics)
 
     @contextlib.asynccontextmanager
@@ -115,20 +119,23 @@ def create_app(store: FacadeStore, settings: Settings) -> Starlette:
     app.router.default = _no_socket
     app.hosts, app.metrics = hosts, metrics
     app.limits = limits
-    app.paths = _paths(store, settings, changes, metrics)
+    app.paths = _paths(store, settings, changes, followers, metrics)
     return app
 
 
-def _paths(store: FacadeStore, settings: Settings, changes: Changes, metrics: Metrics) -> Paths:
+def _paths(
+    store: FacadeStore, settings: Settings, changes: Changes, followers: Places | None, metrics: Metrics
+) -> Paths:
     """Every path and its handlers; of those with a variable part, the busiest first."""
-    tasks = Tasks(store, Crew(store, settings.heartbeat_ms), changes, settings.max_body_bytes)
+    crew = Crew(store, settings.heartbeat_ms)
+    tasks = Tasks(store, crew, changes, settings.max_body_bytes)
     workers = Workers(store, settings.heartbeat_ms)
-    health = Health(store, metrics, settings.heartbeat_ms)
+    health = Health(store, crew, metrics, settings.heartbeat_ms)
     return Paths(
         [
             Path("/api/tasks/{task_id}", {"GET": tasks.get}),
             Path("/api/tasks", {"GET": tasks.list, "POST": tasks.submit}),
-            Path("/api/tasks/{task_id}/logs", {"GET": TaskLogs(store, changes).get}),
+            Path("/api/tasks/{task_id}/logs", {"GET": TaskLogs(store, changes, followers).get}),
             Path("/api/tasks/{task_id}/cancel", {"POST": tasks.cancel}),
             Path("/api/workers", {"GET": workers.list}),
             Path("/api/workers/{worker_id}", {"GET": workers.get}),

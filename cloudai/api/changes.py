@@ -40,6 +40,9 @@ class Changes:
             except CloudAIError as error:
                 logger.warning("cannot follow the store, trying again: %s", error.details.get("reason", error))
                 await asyncio.sleep(PAUSE)
+            except Exception:
+                logger.exception("a fault while following the store, trying again")
+                await asyncio.sleep(PAUSE)
             self._tell(None)
 
     def _tell(self, batch: Sequence[Change] | None) -> None:

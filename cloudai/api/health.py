@@ -8,6 +8,8 @@ import time
 from starlette.responses import Response
 
 from cloudai.api.answers import Json
+from cloudai.api.crew import Crew
+from cloudai.api.fresh import Fresh
 from cloudai.api.routing import Request
 from cloudai.api.workers import now_ms
 from cloudai.errors import CloudAIError
@@ -22,12 +24,12 @@ UNKNOWN = "unknown without the store"
 
 
 class Health:
-    def __init__(self, store: FacadeStore, metrics: Metrics, heartbeat_ms: int) -> None:
+    def __init__(self, store: FacadeStore, crew: Crew, metrics: Metrics, heartbeat_ms: int) -> None:
         self._store = store
+        self._crew = crew
         self._metrics = metrics
         self._heartbeat_ms = heartbeat_ms
-        self._judged_at = float("-inf")
-        self._checks: dict[str, str] = {}
+        self._checks = Fresh(self._judge, FRESH)
         self._lease: Lease | None = None
         self._renewed_at = 0.0
 
@@ -36,14 +38,12 @@ class Health:
 
     async def readyz(self, _: Request) -> Response:
         """503 while the store cannot be written. Without a controller tasks are taken and wait, so that is only told."""
-        if time.monotonic() - self._judged_at > FRESH:
-            self._checks = await self._judge()
-            self._judged_at = time.monotonic()
-        ready = self._checks["store"] == "ok"
+        checks = await self._checks.get()
+        ready = checks["store"] == "ok"
         headers = [(b"x-cloudai-cluster", self._store.cluster_id.encode())]
         if not ready:
             headers.append((b"retry-after", b"%d" % FRESH))
-        return Json({"ready": ready, "checks": self._checks}, 200 if ready else 503, headers)
+        return Json({"ready": ready, "checks": checks}, 200 if ready else 503, headers)
 
     async def _judge(self) -> dict[str, str]:
         try:
@@ -69,7 +69,7 @@ class Health:
     async def metrics(self, _: Request) -> Response:
         try:
             async with asyncio.timeout(ANSWER):
-                workers = await self._store.list_workers()
+                workers = await self._crew.workers()
                 self._metrics.observe_store(workers, await self._store.totals(), now_ms(), self._heartbeat_ms)
         except (CloudAIError, TimeoutError):
             self._metrics.store_up.set(0)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from cloudai.resources import TaskStatus
 
@@ -31,7 +32,17 @@ NO_NUL = r"^[^\x00]*$"
 UserId = Annotated[str, Field(min_length=1, max_length=256, pattern=USER)]
 Image = Annotated[str, Field(min_length=1, max_length=512, pattern=IMAGE)]
 Argument = Annotated[str, Field(max_length=MAX_COMMAND, pattern=NO_NUL)]
-Command = Argument | Annotated[list[Argument], Field(max_length=1000)] | None
+
+
+def _bounded(arguments: list[str]) -> list[str]:
+    """A list is no way around the bound of a string."""
+    if sum(map(len, arguments)) > MAX_COMMAND:
+        raise PydanticCustomError("command_too_long", f"must have at most {MAX_COMMAND} characters in all")
+    return arguments
+
+
+Arguments = Annotated[list[Argument], Field(max_length=1000), AfterValidator(_bounded)]
+Command = Argument | Arguments | None
 
 
 def _integer(value: Any) -> Any:
@@ -50,7 +61,8 @@ class TaskRequest(BaseModel):
     )
     command: Command = Field(
         None,
-        description="A string runs as `/bin/sh -c`; a list runs as given; absent or empty leaves the image's own command.",
+        description="A string runs as `/bin/sh -c`; a list, of as many characters in all, runs as given; absent or empty "
+        "leaves the image's own command.",
         examples=["echo 'Hello World'"],
     )
     req_cpu: float = Field(ge=0.001, le=MAX_CPU, allow_inf_nan=False, description="Cores.", examples=[1.0])

@@ -137,7 +137,7 @@ OPERATIONS = (
         name="list_workers",
         tag="workers",
         summary="List workers",
-        description="Every worker that has ever joined.",
+        description="Every worker that has joined; retention removes those that have long been silent and hold nothing.",
         answer=models.WorkerList,
         errors=_READ,
     ),

@@ -1,4 +1,4 @@
-"""How many telemetry connections one client address holds: in this process, and where a Redis counts, in all servers.
+"""How many telemetry connections or followed logs one client address holds: here, and where a Redis counts, in all servers.
 
 A place in Redis is a lease: renewed while its connection is open, over by itself a while after its server died. When Redis
 does not answer, only this process's connections count.
@@ -23,7 +23,7 @@ from cloudai.errors import CloudAIError, Code
 logger = logging.getLogger(__name__)
 LEASE = 60  # seconds
 RENEW = 20.0
-KEY = "cloudai/telemetry/{address}"  # a sorted set of places by the second at which each is over, by Redis's clock
+KEY = "cloudai/{name}/{address}"  # a sorted set of places by the second at which each is over, by Redis's clock
 _TAKE = """
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
@@ -35,9 +35,11 @@ return 1
 
 
 class Places:
-    """`redis`: an asynchronous client of it."""
+    """`name` is the key of what is counted, `what` its plural in words. `redis`: an asynchronous client of it."""
 
-    def __init__(self, limit: int, clients: Clients, redis: Any | None) -> None:
+    def __init__(self, name: str, what: str, limit: int, clients: Clients, redis: Any | None) -> None:
+        self._name = name
+        self._what = what
         self._limit = limit
         self._clients = clients
         self._redis = redis
@@ -53,7 +55,9 @@ class Places:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 if self._redis is not None:
-                    await stack.enter_async_context(self._everywhere(self._redis, KEY.format(address=address)))
+                    await stack.enter_async_context(
+                        self._everywhere(self._redis, KEY.format(name=self._name, address=address))
+                    )
                 yield
         finally:
             self._here[address] -= 1
@@ -74,7 +78,7 @@ class Places:
             await _asked(redis.zrem(key, place))
 
     def _none_left(self) -> CloudAIError:
-        text = f"An address may hold {self._limit} telemetry connections; close one first"
+        text = f"An address may hold {self._limit} {self._what}; close one first"
         return CloudAIError(Code.RATE_LIMITED, text, {"limit": self._limit}, retry_after=1)
 
 
@@ -91,7 +95,5 @@ async def _asked(answer: Any) -> Any:
         async with asyncio.timeout(ANSWER):
             return await answer
     except Exception as error:  # noqa: BLE001 - whatever its client raises
-        logger.warning(
-            "a telemetry connection is not counted in the rate limit storage, which does not answer: %r", error
-        )
+        logger.warning("a connection is not counted in the rate limit storage, which does not answer: %r", error)
         return None

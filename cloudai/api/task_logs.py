@@ -7,6 +7,7 @@ it; a failure in the midst breaks the connection, and the client takes up again 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 from starlette.responses import Response
@@ -15,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from cloudai.api import validation
 from cloudai.api.changes import Changes
 from cloudai.api.models import LogQuery
+from cloudai.api.places import Places
 from cloudai.api.routing import Request
 from cloudai.api.tasks import REPAIR, task_id_of
 from cloudai.resources import Task
@@ -22,28 +24,45 @@ from cloudai.store.protocol import FacadeStore, LogSlice
 
 PIECE = 256 * 1024  # bytes read and sent at once
 QUIET = 15.0  # seconds of one wait for more
+FOLLOWED = 100  # logs that one address may follow at once: each is looked at now and then, for as long as it pleases
 
 
 class TaskLogs:
-    def __init__(self, store: FacadeStore, changes: Changes) -> None:
+    """`followers`: None for as many as anybody likes."""
+
+    def __init__(self, store: FacadeStore, changes: Changes, followers: Places | None) -> None:
         self._store = store
         self._changes = changes
+        self._followers = followers
 
     async def get(self, request: Request) -> Response:
         task_id = task_id_of(request)
         query = validation.query(LogQuery, request.query)
-        attempt = query.attempt
         if query.follow and request.scope["method"] == "GET":
-            task = await self._store.get_task(task_id)
-            attempt = attempt or task.attempt or None
-            if attempt is None:
-                return _Stream(self._from_placement(task_id, query), None)
-        piece = PIECE if query.limit is None else min(query.limit, PIECE)
-        first = await self._store.read_log(task_id, attempt, query.offset, piece)
+            async with contextlib.AsyncExitStack() as place:
+                if self._followers is not None:
+                    await place.enter_async_context(self._followers.taken(request.scope))
+                stream = await self._followed(task_id, query)
+                stream.place = place.pop_all()
+                return stream
+        first = await self._first(task_id, query.attempt, query)
         if query.follow:
-            return _Stream(self._follow(task_id, attempt, query.limit, first), first)
+            return _Stream(self._follow(task_id, query.attempt, query.limit, first), first)
         stop = first.end if query.limit is None else min(first.end, query.offset + query.limit)
-        return _Stream(self._stored(task_id, attempt, first, stop), first, max(stop - first.offset, 0))
+        return _Stream(self._stored(task_id, query.attempt, first, stop), first, max(stop - first.offset, 0))
+
+    async def _first(self, task_id: str, attempt: int | None, query: LogQuery) -> LogSlice:
+        piece = PIECE if query.limit is None else min(query.limit, PIECE)
+        return await self._store.read_log(task_id, attempt, query.offset, piece)
+
+    async def _followed(self, task_id: str, query: LogQuery) -> _Stream:
+        """From an attempt's log of now to its end."""
+        task = await self._store.get_task(task_id)
+        attempt = query.attempt or task.attempt or None
+        if attempt is None:
+            return _Stream(self._from_placement(task_id, query), None)
+        first = await self._first(task_id, attempt, query)
+        return _Stream(self._follow(task_id, attempt, query.limit, first), first)
 
     async def _stored(self, task_id: str, attempt: int | None, first: LogSlice, stop: int) -> AsyncIterator[bytes]:
         """What was stored when the first piece was read, up to byte `stop`."""
@@ -59,8 +78,7 @@ class TaskLogs:
         task = await self._placed(task_id)
         if task.attempt == 0:
             return
-        piece = PIECE if query.limit is None else min(query.limit, PIECE)
-        first = await self._store.read_log(task_id, 1, query.offset, piece)
+        first = await self._first(task_id, 1, query)
         async for data in self._follow(task_id, 1, query.limit, first):
             yield data
 
@@ -94,7 +112,12 @@ class TaskLogs:
 
 
 class _Stream(Response):
-    """Sends `pieces` until they end or the client goes away. `length`: how many bytes they have, where that is known."""
+    """Sends `pieces` until they end or the client goes away. `length`: how many bytes they have, where that is known.
+
+    `place` is given back then.
+    """
+
+    place: contextlib.AsyncExitStack | None = None
 
     def __init__(self, pieces: AsyncIterator[bytes], first: LogSlice | None, length: int | None = None) -> None:
         self.status_code = 200
@@ -124,6 +147,8 @@ class _Stream(Response):
             sending.cancel()
             leaving.cancel()
             await asyncio.gather(sending, leaving, return_exceptions=True)
+            if self.place is not None:
+                await self.place.aclose()
 
     async def _send(self, send: Send, wanted: bool) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._head})

@@ -93,13 +93,14 @@ class Tasks:
 
     async def list(self, request: Request) -> Response:
         query = validation.query(ListQuery, request.query)
+        brief = query.view != "full"
         page = await self._store.list_tasks(
-            TaskQuery(status=query.status, user_id=query.user_id, limit=query.limit, offset=query.offset)
+            TaskQuery(status=query.status, user_id=query.user_id, limit=query.limit, offset=query.offset, brief=brief)
         )
-        if query.view == "full":
-            tasks = [views.full(task, await self._crew.why(task)) for task in page.tasks]
-        else:
+        if brief:
             tasks = [views.summary(task) for task in page.tasks]
+        else:
+            tasks = [views.full(task, await self._crew.why(task)) for task in page.tasks]
         return Json({"tasks": tasks, "total": page.total, "limit": query.limit, "offset": query.offset})
 
     async def cancel(self, request: Request) -> Response:

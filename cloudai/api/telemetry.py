@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 BACKLOG = 64  # times something was told that a client may be behind; each may be many messages
 SHOWN = 1000  # tasks in one telemetry_update
 TICK = 1.0  # seconds between looks at who has fallen silent
+LEAST = 0.25  # seconds between looks at the workers, however many of them come and go
 FAREWELL = 1.0  # seconds a client that is dropped has to be told so
 TRY_AGAIN_LATER = 1013
 
@@ -65,7 +66,8 @@ class Telemetry:
         self._work: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._changed: dict[str, str] = {}
-        self._active: set[str] = set()
+        self._workers_changed = False
+        self._active: set[str] | None = None  # at the last look
 
     # -- one client
 
@@ -136,27 +138,41 @@ class Telemetry:
             await asyncio.gather(self._work, return_exceptions=True)
 
     async def _run(self) -> None:
-        """Look whenever something changed and every TICK; a telemetry_update as often as the setting says."""
+        """Tell of tasks when they changed, of workers when they changed and every TICK; a telemetry_update as often as the
+
+        setting says.
+        """
         loop = asyncio.get_running_loop()
         interval = self._settings.telemetry_seconds
         due = loop.time() + interval
-        known = False
+        looked = float("-inf")
+        self._active = None
         with self._changes.listening(self._note):
             while True:
+                self._wake.clear()
                 try:
-                    known = await self._look(announce=known) or known
+                    await self._tell_of_tasks()
+                    if loop.time() >= looked + self._pause():
+                        looked = loop.time()
+                        await self._tell_of_workers()
                     if loop.time() >= due:
                         due = max(due + interval, loop.time())
                         self._publish([await self._update()])
                 except CloudAIError as error:
                     logger.warning("no telemetry while the store does not answer: %s", error.details.get("reason"))
-                    due = loop.time() + interval
+                    looked = loop.time()
+                    due = looked + interval
+                except Exception:
+                    logger.exception("a fault in the telemetry")
+                    looked = loop.time()
+                    due = looked + interval
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(min(TICK, due - loop.time()), 0.001)):
+                    async with asyncio.timeout(max(min(looked + self._pause(), due) - loop.time(), 0.001)):
                         await self._wake.wait()
 
     def _note(self, batch: Sequence[Change] | None) -> None:
         if batch is None:
+            self._workers_changed = True
             self._wake.set()
             return
         for change in batch:
@@ -164,19 +180,25 @@ class Telemetry:
                 self._changed[change.key + change.event] = change.key
                 self._wake.set()
             elif change.kind is Kind.WORKER:
+                self._workers_changed = True
                 self._wake.set()
 
-    async def _look(self, announce: bool) -> bool:
-        """Tell what happened since the last look; the first look only learns which workers are active."""
-        self._wake.clear()
+    def _pause(self) -> float:
+        return LEAST if self._workers_changed else TICK
+
+    async def _tell_of_tasks(self) -> None:
         changed, self._changed = self._changed, {}
         if changed:
             tasks = await self._store.get_tasks(sorted(set(changed.values())))
             self._publish([_event(what.removeprefix(key), tasks[key]) for what, key in changed.items() if key in tasks])
+
+    async def _tell_of_workers(self) -> None:
+        """Tell who came and who left since the last look; the first look only learns which workers are active."""
+        self._workers_changed = False
         now = now_ms()
         states = {state.worker.worker_id: state for state in await self._store.list_workers()}
         active = {name for name, state in states.items() if state.worker.active(now, self._settings.heartbeat_ms)}
-        if announce:
+        if self._active is not None:
             come = [_worker_event("worker_registered", states[name], self._settings) for name in active - self._active]
             left = [
                 _worker_event("worker_disconnected", states[name], self._settings)
@@ -185,7 +207,6 @@ class Telemetry:
             ]
             self._publish(come + left)
         self._active = active
-        return True
 
     async def _update(self) -> str:
         """The documented telemetry_update."""
@@ -194,7 +215,9 @@ class Telemetry:
         tasks: list[Task] = []
         for status in (TaskStatus.RUNNING, TaskStatus.PENDING):
             if len(tasks) < SHOWN:
-                tasks += (await self._store.list_tasks(TaskQuery(status=status, limit=SHOWN - len(tasks)))).tasks
+                tasks += (
+                    await self._store.list_tasks(TaskQuery(status=status, limit=SHOWN - len(tasks), brief=True))
+                ).tasks
         overview = views.cluster(workers, {}, now, heartbeat)
         cluster = {name: overview[name] for name in _CLUSTER}
         data = {

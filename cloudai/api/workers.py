@@ -12,9 +12,10 @@ from cloudai.api.answers import Json
 from cloudai.api.models import NoQuery
 from cloudai.api.routing import Request
 from cloudai.errors import CloudAIError, Code
+from cloudai.resources import WORKER_NAME
 from cloudai.store.protocol import FacadeStore
 
-_WORKER_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
+_WORKER_ID = re.compile(WORKER_NAME)
 
 
 def now_ms() -> int:

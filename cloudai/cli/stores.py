@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import AsyncIterator
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -46,7 +45,7 @@ async def opened_store(settings: Settings) -> AsyncIterator[Store]:
         make_dir(settings.data_dir)
     try:
         store = await open_store(settings.url)
-    except (CloudAIError, SchemaTooNew, SQLAlchemyError, sqlite3.Error, OSError, ValueError) as error:
+    except (CloudAIError, SchemaTooNew, SQLAlchemyError, ValueError) as error:
         raise StartRefused(f"cannot open the store {shown(settings.url)}: {_first_line(error)}") from error
     try:
         yield store

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cloudai.api.hosts import is_loopback
 from cloudai.cli.parts import announcement, run_until_signal, started_by, together
-from cloudai.cli.place import digest, held_data_dir, is_loopback, listen, local_token, url_of
+from cloudai.cli.place import digest, held_data_dir, listen, local_token, url_of
 from cloudai.cli.serving import api_part, controller_part
 from cloudai.cli.stores import opened_store, shown
 from cloudai.settings import Settings

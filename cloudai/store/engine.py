@@ -115,7 +115,7 @@ def translated(error: BaseException) -> CloudAIError | None:
     """`unavailable` for an error of the place where the database lives, None for a mistake in our own statements."""
     if isinstance(error, CloudAIError):
         return error
-    if isinstance(error, Vanished | TimeoutError | OSError | ResourceClosedError):
+    if isinstance(error, Vanished | TimeoutError | OSError | ResourceClosedError | sqlite3.Error):
         return unavailable(str(error) or type(error).__name__)
     if isinstance(error, OperationalError | InterfaceError | InternalError):
         return unavailable(str(error.orig).strip().partition("\n")[0])

@@ -5,8 +5,8 @@
 `Store` adds what the controller and the agents' endpoint need. Everything here is asynchronous and safe to call from many
 tasks of one event loop.
 
-Errors: `CloudAIError` from `cloudai.errors`; a store that cannot be reached, written or read raises `unavailable(...)`
-and has changed nothing.
+Errors: `CloudAIError` from `cloudai.errors`; a store that cannot be reached, written or read raises `unavailable(...)`.
+It has done nothing by halves then; of a write whose answer was lost nobody knows whether it was done.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskQuery:
-    """Which tasks a list holds, newest first."""
+    """Which tasks a list holds, newest first. `brief`: nobody looks at their commands, which may be long and are left out."""
 
     status: TaskStatus | None = None
     user_id: str | None = None
     limit: int = 50
     offset: int = 0
+    brief: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Kind(StrEnum):
 class Change:
     """One committed mutation. It carries a key, never the contents: whoever acts on it reads the store again.
 
-    `event` is what happened in one word: the task's new status, the run's new phase, or `registered` / `updated`;
+    `event` is what happened in one word: the task's new status, the run's new phase, or `registered` / `updated` / `deleted`;
     it serves announcements, not decisions.
     """
 
@@ -155,7 +156,10 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that is active, read at one revision: tasks that are not finished, live runs and every worker."""
+    """All that is active, read at one revision: tasks that are not finished, every worker, live runs, and of placed tasks the
+
+    current run even where it has ended.
+    """
 
     revision: int
     tasks: Mapping[str, Task]
@@ -261,16 +265,23 @@ class Store(FacadeStore, Protocol):
         """
         ...
 
-    async def delete_finished(self, before: int, limit: int) -> int:
-        """Delete up to `limit` tasks that finished before `before`, with runs and logs. Returns how many."""
-        ...
-
     async def delete_logs(self, before: int, limit: int) -> int:
-        """Remove the logs of up to `limit` tasks that finished before `before`; reading them is LOGS_REMOVED from then on."""
+        """Remove logs of tasks that finished before `before`, as much as is soon done; reading them is LOGS_REMOVED then.
+
+        Returns of how many tasks, at most `limit`; the last one's may go on to be removed by the next call. 0: none is left.
+        """
         ...
 
-    async def prune_changes(self, keep: int) -> None:
-        """Keep the last `keep` changes of the log."""
+    async def delete_finished(self, before: int, limit: int) -> int:
+        """Delete up to `limit` tasks that finished before `before` and whose logs were removed, with runs. Returns how many."""
+        ...
+
+    async def delete_workers(self, before: int) -> int:
+        """Forget workers that were heard of last before `before` and have no live run. Returns how many."""
+        ...
+
+    async def prune_changes(self, keep: int) -> int:
+        """Remove changes that are older than the last `keep`, as many as is soon done. Returns how many; 0: none is left."""
         ...
 
     # -- the agents' side

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, func, or_, select, text, tuple_
+from sqlalchemy import Connection, Select, and_, case, func, null, or_, select, text, tuple_
 
 from cloudai.errors import CloudAIError, Code, task_not_found
 from cloudai.resources import (
     ACTIVE_STATUSES,
-    NOTHING,
+    PLACED_STATUSES,
     Resources,
     Run,
     RunPhase,
@@ -36,23 +36,19 @@ from cloudai.store.tables import (
     TOTALS,
     WORKERS,
 )
+from cloudai.store.transaction import chunks
 
 _ACTIVE = sorted(status.value for status in ACTIVE_STATUSES)
-_PLACED = [TaskStatus.PENDING.value, TaskStatus.RUNNING.value]
+_PLACED = sorted(status.value for status in PLACED_STATUSES)
 # As text, since SQLite uses a partial index only where the query repeats its condition.
 _LIVE = text(LIVE_RUNS)
-CHUNK = 500
-
-
-def _chunks(keys: Iterable[Any]) -> Iterable[list[Any]]:
-    wanted = list(keys)
-    for start in range(0, len(wanted), CHUNK):
-        yield wanted[start : start + CHUNK]
+_BRIEF = [null().label("command") if column.name == "command" else column for column in TASKS.columns]
+_IDLE = (0, None, 0, 0, 0, 0)  # of a worker: runs, GPU shares, amounts
 
 
 def tasks_by_key(connection: Connection, keys: Collection[int]) -> dict[int, Task]:
     found = {}
-    for part in _chunks(keys):
+    for part in chunks(keys):
         for row in connection.execute(select(TASKS).where(TASKS.c.id.in_(part))):
             found[row.id] = rows.task(row)
     return found
@@ -60,7 +56,7 @@ def tasks_by_key(connection: Connection, keys: Collection[int]) -> dict[int, Tas
 
 def runs_by_key(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[str, Run]:
     found = {}
-    for part in _chunks(keys):
+    for part in chunks(keys):
         for row in connection.execute(select(RUNS).where(tuple_(RUNS.c.task_id, RUNS.c.attempt).in_(part))):
             run = rows.run(row)
             found[run.run_id] = run
@@ -79,7 +75,8 @@ def runs_of_worker(connection: Connection, worker_id: str) -> list[Run]:
 
 def task_page(connection: Connection, query: TaskQuery) -> TaskPage:
     """A page, newest first, and the number of all that match from the kept totals."""
-    wanted: Select[Any] = select(TASKS).order_by(TASKS.c.id.desc()).limit(query.limit).offset(query.offset)
+    columns = _BRIEF if query.brief else TASKS.columns
+    wanted: Select[Any] = select(*columns).order_by(TASKS.c.id.desc()).limit(query.limit).offset(query.offset)
     counted = select(func.coalesce(func.sum(TOTALS.c.count), 0))
     counted = counted.where(TOTALS.c.user_id == (GLOBAL_USER if query.user_id is None else query.user_id))
     if query.user_id is not None:
@@ -106,29 +103,25 @@ def workers(connection: Connection, worker_ids: Collection[str] | None) -> dict[
 
 
 def worker_states(connection: Connection, worker_id: str | None = None) -> list[WorkerState]:
-    """Workers with what their live runs hold."""
-    columns = (RUNS.c.worker_id, RUNS.c.cpu, RUNS.c.memory, RUNS.c.storage, RUNS.c.gpu, RUNS.c.gpus)
-    query = select(*columns).where(_LIVE)
+    """Workers with what their live runs hold; summed by the database, since there are many more runs than workers."""
+    sums = (func.sum(amount) for amount in (RUNS.c.cpu, RUNS.c.memory, RUNS.c.storage, RUNS.c.gpu))
+    shares = func.aggregate_strings(case((RUNS.c.gpu > 0, RUNS.c.gpus)), " ")
+    query = select(RUNS.c.worker_id, func.count(), shares, *sums).where(_LIVE).group_by(RUNS.c.worker_id)
     if worker_id is not None:
         query = query.where(RUNS.c.worker_id == worker_id)
-    held: dict[str, list[Any]] = {}
-    for row in connection.execute(query):
-        held.setdefault(row.worker_id, []).append(row)
+    held = {row[0]: row[1:] for row in connection.execute(query)}
     known = workers(connection, None if worker_id is None else [worker_id])
-    return [_state(worker, held.get(worker.worker_id, [])) for worker in known.values()]
+    return [_state(worker, *held.get(name, _IDLE)) for name, worker in known.items()]
 
 
-def _state(worker: Worker, held: Sequence[Any]) -> WorkerState:
-    allocated = NOTHING
-    for row in held:
-        allocated += Resources(row.cpu, row.memory, row.storage, row.gpu)
-    shares = [share for row in held for share in rows.gpu_shares(row.gpus)]
+def _state(worker: Worker, runs: int, gpus: str | None, *amounts: Any) -> WorkerState:
+    shares = [share for each in (gpus or "").split() for share in rows.gpu_shares(each)]
     # A worker that came back with fewer devices may still hold runs on those it had.
     devices = max([worker.gpu_devices, *(share.device + 1 for share in shares)])
     return WorkerState(
         worker=worker,
-        allocated=allocated,
-        runs=len(held),
+        allocated=Resources(*(int(amount) for amount in amounts)),  # PostgreSQL sums to decimals
+        runs=runs,
         gpu_free=tuple(gpu_free(devices, shares)[: worker.gpu_devices]),
     )
 
@@ -179,7 +172,7 @@ def cluster_id(connection: Connection) -> str:
 def log_ends(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[str, int]:
     """How many bytes are stored of each attempt's log."""
     ends = {f"{rows.task_id(task)}-{attempt}": 0 for task, attempt in keys}
-    for part in _chunks(keys):
+    for part in chunks(keys):
         query = (
             select(LOGS.c.task_id, LOGS.c.attempt, func.max(LOGS.c.end))
             .where(or_(*(and_(LOGS.c.task_id == task, LOGS.c.attempt == attempt) for task, attempt in part)))

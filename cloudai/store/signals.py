@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -44,11 +44,13 @@ class Signals:
         if changes:
             self.learned(changes)
             _wake(self._any)
-        for task_id in {*task_ids, *(change.key for change in changes)}:
-            # A run's key begins with its task's: an attempt that ends completes a log.
-            for key in (task_id, task_id.rpartition("-")[0]):
-                if key in self._logs:
-                    _wake(self._logs[key])
+        self.logged(task_ids)
+
+    def logged(self, task_ids: Iterable[str]) -> None:
+        """The logs of these tasks grew."""
+        if self._logs:
+            for task_id in task_ids:
+                _wake(self._logs.get(task_id, ()))
 
     def learned(self, changes: Sequence[Change]) -> None:
         """These changes, which follow each other, are known now."""
@@ -57,14 +59,17 @@ class Signals:
         if news and recent and recent[-1].revision + 1 != news[0].revision:
             recent.clear()  # what another process wrote in between is not known
         recent.extend(news)
+        # A run's key begins with its task's: an attempt that ends completes a log.
+        self.logged(key for change in news for key in (change.key, change.key.rpartition("-")[0]))
 
     def foreign(self, revision: int | None = None) -> None:
-        """Another process may have written anything; `revision` is the newest, where that is known."""
+        """Another process may have made any change; `revision` is the newest, where that is known.
+
+        Whose logs it wrote is told by `logged`, where that is known, else seen by the repair pass of those who wait for one.
+        """
         if revision is None or not self._recent or self._recent[-1].revision != revision:
             self.others += 1
             _wake(self._any)
-        for waiting in self._logs.values():
-            _wake(waiting)
 
     def after(self, revision: int) -> list[Change] | None:
         """What is known to have changed after `revision`; None where memory does not reach back to it."""
@@ -88,7 +93,7 @@ class Signals:
                 self._logs.pop(task_id, None)
 
 
-def _wake(waiting: set[asyncio.Future[None]]) -> None:
+def _wake(waiting: Iterable[asyncio.Future[None]]) -> None:
     for future in waiting:
         if not future.done():
             future.set_result(None)

@@ -51,10 +51,10 @@ async def open_store(url: str, *, clock: Clock = time.time_ns) -> SqlStore:
     url = normal_url(url)
     try:
         await asyncio.to_thread(migrate, url)
+        store = SqlStore(url, clock)
+        await store.start()
     except Exception as error:
         raise translated(error) or error from error
-    store = SqlStore(url, clock)
-    await store.start()
     return store
 
 
@@ -74,7 +74,7 @@ class SqlStore:
         self._closed = False
         self._points: dict[int, asyncio.Future[Task | None]] = {}
         self._point_reader: asyncio.Task[None] | None = None
-        self._source = _source(url, self._signals.foreign, lambda: self._writer.committing)
+        self._source = _source(url, self._signals, self._writer)
         self.cluster_id = ""
 
     @property
@@ -283,8 +283,11 @@ class SqlStore:
     async def delete_logs(self, before: int, limit: int) -> int:
         return await self._writer.write(upkeep.delete_logs, upkeep.Finished(before, limit))
 
-    async def prune_changes(self, keep: int) -> None:
-        await self._writer.write(upkeep.prune_changes, keep)
+    async def delete_workers(self, before: int) -> int:
+        return await self._writer.write(upkeep.delete_workers, before)
+
+    async def prune_changes(self, keep: int) -> int:
+        return await self._writer.write(upkeep.prune_changes, keep)
 
     # -- the agents' side
 
@@ -317,10 +320,10 @@ class SqlStore:
         await self._writer.write(upkeep.touch, self._now())
 
 
-def _source(url: str, changed: Callable[..., None], committing: Callable[[], bool]) -> Source:
+def _source(url: str, signals: Signals, writer: Writer) -> Source:
     file = sqlite_file(url)
     if file is not None:
-        return SqlitePoll(file, changed, committing)
+        return SqlitePoll(file, signals.foreign, lambda: writer.committing)
     from cloudai.store.listen import PostgresListener  # its library comes with the extra `postgres` only
 
-    return PostgresListener(url, changed)
+    return PostgresListener(url, signals, lambda: writer.session)

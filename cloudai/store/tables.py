@@ -10,10 +10,12 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Table, text
 from sqlmodel import Field, SQLModel
 
+from cloudai.resources import RunPhase
+
 # SQLite makes only a column called INTEGER its row id.
 BIG = BigInteger().with_variant(Integer(), "sqlite")
 GLOBAL_USER = ""  # the totals of all users together
-LIVE_RUNS = "phase IN ('assigned', 'pulling', 'starting', 'running')"
+LIVE_RUNS = f"phase IN ({', '.join(repr(phase.value) for phase in RunPhase if not phase.terminal)})"
 
 
 def _big(*, key: bool = False, nullable: bool = False) -> Column[int]:

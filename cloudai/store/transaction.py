@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -15,18 +15,27 @@ CHUNK = 500  # keys in one IN (…)
 ROWS = 64  # rows in one INSERT; a statement for each number of rows up to this one is kept prepared
 
 
+def chunks(keys: Iterable[Any]) -> Iterator[list[Any]]:
+    wanted = list(keys)
+    for start in range(0, len(wanted), CHUNK):
+        yield wanted[start : start + CHUNK]
+
+
 class Transaction:
     """Begins by taking the revision counter, so that transactions that write are ordered like their revisions."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.postgres = connection.dialect.name == "postgresql"
+        driver: Any = connection.connection.dbapi_connection
+        self.session: int | None = driver.info.backend_pid if self.postgres else None
         lock = " FOR UPDATE" if self.postgres else ""
         row = self.one(f"SELECT value FROM counters WHERE name = 'revision'{lock}")
         assert row is not None
         self.revision: int = row[0]
         self.changes: list[Change] = []
         self.totals: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.deleted: set[str] = set()  # users of tasks that went
         self.logs: set[str] = set()  # ids of tasks whose logs grew
 
     def all(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Any]:
@@ -55,9 +64,7 @@ class Transaction:
     def among(self, sql: str, keys: Iterable[Any]) -> list[Any]:
         """Rows of a SELECT whose text has `IN (KEYS)`, for any number of keys."""
         found: list[Any] = []
-        wanted = list(keys)
-        for start in range(0, len(wanted), CHUNK):
-            part = wanted[start : start + CHUNK]
+        for part in chunks(keys):
             found += self.all(sql.replace("KEYS", ", ".join("?" * len(part))), part)
         return found
 
@@ -77,6 +84,8 @@ class Transaction:
             if status is not None:
                 self.totals[user_id, status] += step
                 self.totals[GLOBAL_USER, status] += step
+        if after is None:
+            self.deleted.add(user_id)
 
     def finish(self) -> None:
         """Write what the operations left behind; the commit comes next."""
@@ -90,8 +99,10 @@ class Transaction:
             [(user, status, step) for (user, status), step in self.totals.items() if step],
             " ON CONFLICT (user_id, status) DO UPDATE SET count = totals.count + excluded.count",
         )
+        # A user without tasks leaves nothing.
+        self.many("DELETE FROM totals WHERE user_id = ? AND count = 0", [(user,) for user in self.deleted])
         if self.postgres:
             if self.changes:
                 self.run("SELECT pg_notify('cloudai', '')")
-            for task_id in self.logs:
-                self.run("SELECT pg_notify('cloudai_log', ?)", (task_id,))
+            if self.logs:
+                self.run("SELECT pg_notify('cloudai_log', unnest(?::text[]))", ([*self.logs],))

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from cloudai.store import rows
 from cloudai.store.protocol import Kind, Lease
+from cloudai.store.tables import LIVE_RUNS
 from cloudai.store.transaction import Transaction
+
+# In one transaction, for which everybody else who writes waits.
+LOG_BYTES = 1024 * 1024
+LOG_PIECES = 1000
+CHANGES = 5000
+HALF_REMOVED = "half_removed_log"  # in `meta`: the task of which more is to go
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +59,18 @@ def add_token(transaction: Transaction, tokens: Sequence[Token]) -> list[Excepti
 
 
 def delete_finished(transaction: Transaction, batches: Sequence[Finished]) -> list[int | Exception]:
-    """Delete finished tasks, oldest end first, with their runs and logs; how many went."""
+    """Delete finished tasks whose logs were removed, oldest end first, with their runs; how many went."""
     return [_delete_finished(transaction, batch) for batch in batches]
 
 
 def _delete_finished(transaction: Transaction, batch: Finished) -> int:
     sql = (
-        "SELECT id, user_id, status FROM tasks"
+        "SELECT id, user_id, status, logs_removed FROM tasks"
         " WHERE finished_at IS NOT NULL AND finished_at < ? ORDER BY finished_at LIMIT ?"
     )
-    found = transaction.all(sql, (batch.before, batch.limit))
+    found = [row[:3] for row in transaction.all(sql, (batch.before, batch.limit)) if row[3]]
     keys = [(row[0],) for row in found]
-    transaction.many("DELETE FROM logs WHERE task_id = ?", keys)
+    transaction.many("DELETE FROM logs WHERE task_id = ?", keys)  # what an agent sent after they had been removed
     transaction.many("DELETE FROM runs WHERE task_id = ?", keys)
     transaction.many("DELETE FROM tasks WHERE id = ?", keys)
     for key, user_id, status in found:
@@ -73,26 +80,65 @@ def _delete_finished(transaction: Transaction, batch: Finished) -> int:
 
 
 def delete_logs(transaction: Transaction, batches: Sequence[Finished]) -> list[int | Exception]:
-    """Remove the logs of finished tasks, oldest end first; how many tasks lost theirs."""
+    """Remove logs of finished tasks, oldest end first, LOG_BYTES at a time; how many tasks' logs that was, or a part of."""
     return [_delete_logs(transaction, batch) for batch in batches]
 
 
 def _delete_logs(transaction: Transaction, batch: Finished) -> int:
+    """A log cannot be read once its first piece is gone. One that is left half removed is noted, and goes on first."""
+    begun = transaction.one("SELECT value FROM meta WHERE name = ?", (HALF_REMOVED,))
     sql = (
         "SELECT id FROM tasks"
         " WHERE finished_at IS NOT NULL AND NOT logs_removed AND finished_at < ? ORDER BY finished_at LIMIT ?"
     )
-    keys = [(row[0],) for row in transaction.all(sql, (batch.before, batch.limit))]
-    transaction.many("DELETE FROM logs WHERE task_id = ?", keys)
-    transaction.many("UPDATE tasks SET logs_removed = true WHERE id = ?", keys)
+    due = [row[0] for row in transaction.all(sql, (batch.before, batch.limit - bool(begun)))]
+    pieces, keys, half = _pieces(transaction, [int(begun[0]), *due] if begun else due)
+    transaction.many('DELETE FROM logs WHERE task_id = ? AND attempt = ? AND "end" = ?', pieces)
+    transaction.many("UPDATE tasks SET logs_removed = true WHERE id = ?", [(key,) for key in keys])
+    if begun:
+        transaction.run("DELETE FROM meta WHERE name = ?", (HALF_REMOVED,))
+    if half:
+        transaction.run("INSERT INTO meta (name, value) VALUES (?, ?)", (HALF_REMOVED, str(keys[-1])))
     return len(keys)
 
 
-def prune_changes(transaction: Transaction, keeps: Sequence[int]) -> list[Exception | None]:
-    """Keep the last so many changes of the log."""
+def _pieces(transaction: Transaction, keys: Sequence[int]) -> tuple[list[tuple[int, int, int]], Sequence[int], bool]:
+    """As much of the tasks' logs as may go at once, the tasks that are begun with, and whether the last has more."""
+    pieces: list[tuple[int, int, int]] = []
+    size = 0
+    for number, key in enumerate(keys, 1):
+        sql = 'SELECT attempt, "end", length(data) FROM logs WHERE task_id = ? LIMIT ?'
+        for attempt, end, length in transaction.all(sql, (key, LOG_PIECES + 1)):
+            if pieces and (size + length > LOG_BYTES or len(pieces) == LOG_PIECES):
+                return pieces, keys[:number], True
+            pieces.append((key, attempt, end))
+            size += length
+    return pieces, keys, False
+
+
+def delete_workers(transaction: Transaction, befores: Sequence[int]) -> list[int | Exception]:
+    """Forget workers that were heard of last before a time (ms) and hold nothing; how many went."""
+    return [_delete_workers(transaction, before) for before in befores]
+
+
+def _delete_workers(transaction: Transaction, before: int) -> int:
+    held = f"SELECT 1 FROM runs WHERE runs.worker_id = workers.worker_id AND {LIVE_RUNS}"
+    sql = f"SELECT worker_id FROM workers WHERE last_heartbeat < ? AND NOT EXISTS ({held})"
+    gone = [row[0] for row in transaction.all(sql, (before,))]
+    transaction.many("DELETE FROM workers WHERE worker_id = ?", [(worker_id,) for worker_id in gone])
+    for worker_id in gone:
+        transaction.change(Kind.WORKER, worker_id, "deleted")
+    return len(gone)
+
+
+def prune_changes(transaction: Transaction, keeps: Sequence[int]) -> list[int | Exception]:
+    """Remove the oldest changes, CHANGES at a time, until that many are left; how many went."""
+    outcomes: list[int | Exception] = []
     for keep in keeps:
-        transaction.run("DELETE FROM changes WHERE revision <= ?", (transaction.revision - keep,))
-    return [None] * len(keeps)
+        first = transaction.one("SELECT min(revision) FROM changes")[0] or 0
+        last = min(transaction.revision - keep, first + CHANGES - 1)
+        outcomes.append(transaction.run("DELETE FROM changes WHERE revision <= ?", (last,)))
+    return outcomes
 
 
 def touch(transaction: Transaction, times: Sequence[int]) -> list[Exception | None]:

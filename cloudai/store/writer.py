@@ -53,6 +53,7 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Operation] = []
         self.committing = False
+        self.session: int | None = None  # PostgreSQL's number of the connection that commits
         self._company = 1  # operations that were under way when the last commit ended
         self._late: asyncio.TimerHandle | None = None
         self._closed: asyncio.Event | None = None
@@ -149,6 +150,7 @@ class Writer:
         self._same_file()
         with self._engine.begin() as connection:
             transaction = Transaction(connection)
+            self.session = transaction.session
             for apply, indices in kinds.items():
                 results = apply(transaction, [batch[index].payload for index in indices])
                 for index, result in zip(indices, results, strict=True):

@@ -84,10 +84,10 @@ class Controller:
         now = self._clock.now()
         if not 0 <= now - self._passed_at <= self._terms.heartbeat:
             view.observe_from(now)
-        await memory.read(self._store, view, feed.take())
+        await memory.read(self._store, view, feed.take(), self._clock)
         fresh = 0 <= now - self._refreshed_at < self._terms.heartbeat // 2
         if not fresh or (view.expiry is not None and now >= view.expiry):
-            await memory.refresh(self._store, view)
+            await memory.refresh(self._store, view, self._clock)
             self._refreshed_at = now
         with metrics.PLAN_SECONDS.time():
             made = plan(view, now)
@@ -99,10 +99,9 @@ class Controller:
 
     async def _current(self) -> tuple[View, Feed]:
         if self._view is None or self._feed is None:
-            now = self._clock.now()
-            self._view, revision = await memory.load(self._store, self._terms, now)
+            self._view, revision = await memory.load(self._store, self._terms, self._clock)
             self._feed = Feed(self._store, revision, self._wake)
-            self._passed_at = self._refreshed_at = now
+            self._passed_at = self._refreshed_at = self._view.observing_since
             log.info("%d tasks are active, %d queued", len(self._view.tasks), self._view.queued)
         return self._view, self._feed
 
@@ -138,7 +137,7 @@ class Controller:
                     view.reconsider(action.worker_id)
         if refused:
             metrics.REFUSED.inc(len(refused))
-            await memory.read(self._store, view, memory.keys_of(refused))
+            await memory.read(self._store, view, memory.keys_of(refused), self._clock)
         return len(actions) - len(refused)
 
     # -- for ever
@@ -178,10 +177,6 @@ class Controller:
             await asyncio.wait([woken, stopped], timeout=wait, return_when=asyncio.FIRST_COMPLETED)
             woken.cancel()
 
-    async def changed(self) -> None:
-        """Return when something has changed that no pass has seen."""
-        await self._wake.wait()
-
     async def close(self) -> None:
         """Drop what is in memory; the next pass reads it anew."""
         feed, self._feed, self._view = self._feed, None, None
@@ -199,6 +194,8 @@ class Controller:
                     self._wake.set()
             except CloudAIError:
                 log.debug("the lease could not be renewed", exc_info=True)
+            except Exception:
+                log.exception("the lease could not be renewed")
 
     async def _retain(self) -> None:
         while True:
@@ -209,8 +206,8 @@ class Controller:
                 deleted = await retention.sweep(self._store, self._settings, self._clock.now())
                 if deleted:
                     log.info("%d finished tasks were deleted by retention", deleted)
-            except CloudAIError:
-                log.warning("retention could not be applied and is tried again later", exc_info=True)
+            except Exception:
+                log.exception("retention could not be applied and is tried again later")
 
 
 def terms(settings: Settings) -> Terms:

@@ -5,39 +5,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from cloudai.resources import Run, Task, TaskStatus, run_id
+from cloudai.resources import Run, Task
 from cloudai.store.protocol import Store
+from cloudai_controller.clock import Clock
 from cloudai_controller.feed import Keys
 from cloudai_controller.state import Terms, View
 
 BREATH = 1000  # tasks taken in at a stretch, while others of the process wait
 
 
-async def load(store: Store, terms: Terms, now: int) -> tuple[View, int]:
+async def load(store: Store, terms: Terms, clock: Clock) -> tuple[View, int]:
     """Everything active, and the revision it was read at."""
     snapshot = await store.snapshot()
+    now = clock.now()
     view = View(terms, now)
     for worker in snapshot.workers.values():
-        view.put_worker(worker)
+        view.put_worker(worker, now)
+    view.looked_at = now
     for number, task in enumerate(snapshot.tasks.values()):
         view.put_task(task)
         if number % BREATH == 0:
             await asyncio.sleep(0)
     for run in snapshot.runs.values():
         view.put_run(run)
-    ended = [key for task in view.tasks.values() if (key := _current(task)) and key not in snapshot.runs]
-    if ended:
-        for run in (await store.get_runs(ended)).values():
-            view.put_run(run)
     return view, snapshot.revision
 
 
-def _current(task: Task) -> str | None:
-    placed = task.status in (TaskStatus.PENDING, TaskStatus.RUNNING)
-    return run_id(task.task_id, task.attempt) if placed else None
-
-
-async def read(store: Store, view: View, keys: Keys) -> None:
+async def read(store: Store, view: View, keys: Keys, clock: Clock) -> None:
     """Look at the changed keys. Tasks go first: a run that has ended is kept only for its task."""
     if keys.tasks:
         tasks = await store.get_tasks(keys.tasks)
@@ -54,13 +48,20 @@ async def read(store: Store, view: View, keys: Keys) -> None:
             else:
                 view.drop_run(key.rpartition("-")[0], key)
     if keys.workers:
-        await refresh(store, view, keys.workers)
+        await refresh(store, view, clock, keys.workers)
 
 
-async def refresh(store: Store, view: View, worker_ids: list[str] | None = None) -> None:
+async def refresh(store: Store, view: View, clock: Clock, worker_ids: list[str] | None = None) -> None:
     """Read workers again (None: all), since a heartbeat leaves no change in the log."""
-    for worker in (await store.get_workers(worker_ids)).values():
-        view.put_worker(worker)
+    workers = await store.get_workers(worker_ids)
+    read_at = clock.now()
+    for worker in workers.values():
+        view.put_worker(worker, read_at)
+    for worker_id in list(view.workers) if worker_ids is None else worker_ids:
+        if worker_id not in workers:
+            view.drop_worker(worker_id)
+    if worker_ids is None:
+        view.looked_at = read_at
 
 
 def keys_of(groups: Iterable[tuple[Task | Run, ...]]) -> Keys:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from cloudai.resources import Resources, Run, Task, TaskSpec, TaskStatus, Worker, run_id
+from cloudai.resources import PLACED_STATUSES, Resources, Run, Task, TaskSpec, TaskStatus, Worker, run_id
 from cloudai_controller.queues import AgeQueue
 from cloudai_controller.rooms import Room, Rooms
 
@@ -57,12 +57,26 @@ class Findings:
     expiry: int | None  # the earliest time a silent worker can count as lost
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A worker's last sign of life, in ms by this controller's clock, which alone says how long ago it was.
+
+    `read`: when it was read, so no earlier than it was sent; leases count from here. `sent`: when it was sent, as far as the
+    clock of the API server that took it is right; wrong by no more than the time between two looks at the workers.
+    """
+
+    read: int
+    sent: int
+
+
 class View:
     """See the module. `observing_since` is when this controller began to watch without a gap, in ms."""
 
     def __init__(self, terms: Terms, observing_since: int) -> None:
         self.terms = terms
         self.observing_since = observing_since
+        self.looked_at = 0  # when all workers were last read, in ms
+        self.heard: dict[str, Heard] = {}
         self.tasks: dict[str, Task] = {}
         self.workers: dict[str, Worker] = {}
         self.rooms = Rooms()
@@ -94,16 +108,17 @@ class View:
         return self._held.keys()
 
     def active(self, worker_id: str, now: int) -> bool:
+        """Able to start containers and heard of within three heartbeats."""
         worker = self.workers.get(worker_id)
-        return worker is not None and worker.active(now, self.terms.heartbeat)
+        return worker is not None and worker.ready and now - self.heard[worker_id].sent <= 3 * self.terms.heartbeat
 
     def expires(self, worker_id: str) -> int | None:
         """From when on the worker counts as lost, if it stays silent; None for never."""
         if self.terms.lease is None:
             return None
-        worker = self.workers.get(worker_id)
-        heard = max(worker.last_heartbeat if worker else 0, self.observing_since)
-        return heard + self.terms.lease + self.terms.margin + 1
+        heard = self.heard.get(worker_id)
+        silent_since = max(heard.read if heard else 0, self.observing_since)
+        return silent_since + self.terms.lease + self.terms.margin + 1
 
     @property
     def settled(self) -> bool:
@@ -171,21 +186,40 @@ class View:
             self._remove_run(known)
             self.dirty.add(task_id)
 
-    def put_worker(self, worker: Worker) -> None:
-        known = self.workers.get(worker.worker_id)
-        self.workers[worker.worker_id] = worker
+    def put_worker(self, worker: Worker, read_at: int) -> None:
+        """Take a worker as stored. `read_at`: the time after it was read.
+
+        Its `last_heartbeat` is another machine's time: that it is not the same as before is the sign of life.
+        """
+        name = worker.worker_id
+        known = self.workers.get(name)
+        was_active = self.active(name, self._settled_at)
+        alive = known is None or known.last_heartbeat != worker.last_heartbeat
+        if alive:
+            self.heard[name] = Heard(read_at, min(max(worker.last_heartbeat, self.looked_at), read_at))
+        self.workers[name] = worker
         if known is None or known.capacity != worker.capacity:
             room = Room.of(worker)
-            for run in self.runs_on(worker.worker_id).values():
+            for run in self.runs_on(name).values():
                 room = room.less(run.resources, run.gpus)
             self.rooms.put(room)
-            self.gained.add(worker.worker_id)
-        elif self._may_be_back(known, worker):
-            self.gained.add(worker.worker_id)
+            self.gained.add(name)
+        elif worker.ready and not was_active and (alive or not known.ready):
+            self.gained.add(name)
+
+    def drop_worker(self, worker_id: str) -> None:
+        """The worker is not stored any more."""
+        self.workers.pop(worker_id, None)
+        self.heard.pop(worker_id, None)
+        self.rooms.drop(worker_id)
+        self.gained.discard(worker_id)
 
     def observe_from(self, now: int) -> None:
         """After a gap nobody is lost before a whole lease has passed from `now`."""
         self.observing_since = now
+        # What was read later than now was read before the clock was set back.
+        self.looked_at = min(self.looked_at, now)
+        self.heard = {name: Heard(min(it.read, now), min(it.sent, now)) for name, it in self.heard.items()}
 
     def reconsider(self, worker_id: str) -> None:
         """A placement there was refused: its room is free after all."""
@@ -205,11 +239,6 @@ class View:
             self.gained.add(before.worker_id)
 
     # -- inside
-
-    def _may_be_back(self, known: Worker, worker: Worker) -> bool:
-        """It counted as inactive at the last pass, and may count as active at the next."""
-        news = worker.last_heartbeat > known.last_heartbeat or not known.ready
-        return worker.ready and news and not known.active(self._settled_at, self.terms.heartbeat)
 
     def _enqueue(self, task: Task) -> None:
         shape = task.spec.resources
@@ -282,4 +311,4 @@ class View:
 
 
 def _placed(task: Task) -> bool:
-    return task.status in (TaskStatus.PENDING, TaskStatus.RUNNING)
+    return task.status in PLACED_STATUSES

@@ -55,10 +55,10 @@ class Joined:
         yield runtime
         runtime.close()
 
-    async def run(self, command: str, storage: int = 0, **fields: Any) -> Run:
+    async def run(self, command: str, storage: int = 0, image: str = "image", **fields: Any) -> Run:
         """A new run of worker-1."""
         resources = Resources(100, 64 * MIB, storage, 0)
-        spec = TaskSpec(user_id="user", image="image", command=command, resources=resources)
+        spec = TaskSpec(user_id="user", image=image, command=command, resources=resources)
         task = await self.store.create_task(spec)
         run = Run(
             task_id=task.task_id,

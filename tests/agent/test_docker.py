@@ -12,7 +12,7 @@ import pytest
 from docker.models.containers import Container as EngineContainer
 
 from cloudai.resources import GIB, GpuShare, Resources, Run
-from cloudai_agent.docker_config import start_reason
+from cloudai_agent.docker_config import ATTEMPT, TASK, container_of, start_refusal
 from cloudai_agent.runtime import ContainerState, RunRefused, Runtime
 from tests.agent.conftest import MIB, Bench, finished, found, started
 
@@ -111,7 +111,9 @@ def test_gpus_without_a_driver_are_refused_with_what_to_do(on_docker: Bench, run
     assert "NVIDIA Container Toolkit" in refused.message
     # An agent that starts now sees that it cannot be started.
     assert found(on_docker.open(), run.run_id).state is ContainerState.CREATED
-    assert found(on_docker.open(), run.run_id).error
+    again = found(on_docker.open(), run.run_id).refusal
+    assert again is not None
+    assert (again.reason, again.message) == (refused.reason, refused.message)
 
 
 def test_too_much_memory_is_told(on_docker: Bench, runtime: Runtime) -> None:
@@ -136,8 +138,15 @@ def test_a_missing_command_ends_with_127(on_docker: Bench, runtime: Runtime) -> 
         ('exec: "/etc/passwd": permission denied: unknown', "StartFailed"),
     ],
 )
-def test_the_engines_words_about_a_start_have_a_reason(words: str, reason: str) -> None:
-    assert start_reason(words) == reason
+def test_the_engines_words_about_a_start_have_a_reason_now_and_when_they_are_read_again(
+    words: str, reason: str
+) -> None:
+    assert start_refusal(words).reason == reason
+    never = "0001-01-01T00:00:00Z"
+    state = {"Status": "created", "StartedAt": never, "FinishedAt": never, "ExitCode": 128, "OOMKilled": False}
+    labels = {TASK: "task-1", ATTEMPT: "1"}
+    made = {"Name": "/task-1-1", "Config": {"Labels": labels}, "State": {**state, "Error": words}}
+    assert container_of(made).refusal == start_refusal(words)
 
 
 def test_without_a_command_the_images_own_runs(on_docker: Bench, runtime: Runtime, engine: docker.DockerClient) -> None:

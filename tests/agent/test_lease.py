@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
 
 from cloudai_agent.lease import Lease
 from cloudai_agent.memory import recall
-from cloudai_agent.reconcile import Cause
+from cloudai_agent.reconcile import Cause, Ordered
 
 
 def test_a_lease_ends_its_seconds_after_the_last_acknowledged_heartbeat_was_sent() -> None:
@@ -38,9 +39,9 @@ def test_who_never_joined_has_nothing_to_lose() -> None:
 
 def test_an_agent_remembers_who_it_is_and_how_long_its_lease_holds(tmp_path: Path) -> None:
     memory = recall(tmp_path, "worker-1")
-    memory.cluster_id = "cluster"
+    memory.joins("cluster")
     memory.lease = Lease(60, 12.5)
-    memory.causes["task-1-1"] = Cause.STORAGE
+    memory.ordered["task-1-1"] = Ordered(Cause.STORAGE, 1000)
     memory.save()
     assert recall(tmp_path, "worker-1") == memory
     assert recall(tmp_path, "worker-2").identity != memory.identity
@@ -50,6 +51,34 @@ def test_a_broken_memory_is_named(tmp_path: Path) -> None:
     (tmp_path / "agent-worker-1.json").write_text("{")
     with pytest.raises(ValueError, match="agent-worker-1"):
         recall(tmp_path, "worker-1")
+
+
+def test_an_agent_knows_who_it_is_though_the_machine_lost_power_over_its_last_heartbeat(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = recall(tmp_path, "worker-1")
+    memory.joins("cluster")
+    memory.save()
+    (tmp_path / "lease-worker-1.json").write_bytes(b"")  # what a file system may leave of a file not yet on disk
+    again = recall(tmp_path, "worker-1")
+    assert (again.identity, again.cluster_id, again.lease) == (memory.identity, "cluster", Lease())
+    assert "lease-worker-1.json cannot be read" in caplog.text
+
+
+def test_who_the_worker_is_is_on_disk_before_it_has_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    monkeypatch.setattr("cloudai_agent.memory.os.fsync", noting)
+    memory = recall(tmp_path, "worker-1")
+    memory.joins("cluster")
+    memory.joins("cluster")
+    memory.save()
+    assert synced == ["agent-worker-1.new"] * 2
 
 
 def test_a_full_disk_leaves_the_older_memory(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:

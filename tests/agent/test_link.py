@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 
 import psutil
+import pytest
 
 from cloudai.wire import HeartbeatAck, LogAck, Register, Registered, Runs
 from cloudai_agent.lease import clock
@@ -37,6 +38,20 @@ class Listening:
 
     def disconnected(self) -> None:
         self.over.set()
+
+
+class Impossible(Listening):
+    """Has nothing to offer, which no server takes."""
+
+    def register(self) -> tuple[Register, float]:
+        told, at = super().register()
+        return Register.model_validate(told.model_dump() | {"cpu": 0}), at
+
+
+async def test_a_worker_that_cannot_be_registered_says_so_instead_of_trying_for_ever(tmp_path: Path) -> None:
+    async with asyncio.timeout(PATIENCE), joined(tmp_path) as place:
+        with pytest.raises(RuntimeError, match="this worker cannot be registered"):
+            await Link(f"http://127.0.0.1:{place.port}", TOKEN, Impossible()).run()
 
 
 async def test_a_link_that_is_ended_while_it_says_goodbye_leaves_no_socket_open(tmp_path: Path) -> None:

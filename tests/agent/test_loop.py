@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cloudai.resources import RunPhase
+from cloudai.settings import Settings
+from cloudai_agent.process import ProcessRuntime
 from cloudai_agent.runtime import ContainerState
-from tests.agent.joined import MIB, eventually, joined
+from tests.agent.joined import MIB, PATIENCE, eventually, joined
 from tests.engines.proxy import Proxy
 
 ENDS = (RunPhase.SUCCEEDED, RunPhase.FAILED, RunPhase.STOPPED, RunPhase.LOST)
 STUBBORN = "trap '' TERM; while true; do sleep 0.05; done"
+
+
+class Pulling(ProcessRuntime):
+    """Processes, and a registry that never answers for the image `silent`. `pulls`: how many are under way."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._counting = threading.Lock()
+        self.pulls = self.begun = 0
+
+    def has_image(self, image: str) -> bool:
+        return image != "silent"
+
+    def pull(self, image: str, progress: Callable[[str], None], cancelled: Callable[[], bool]) -> None:
+        with self._counting:
+            self.pulls += 1
+            self.begun += 1
+        while not cancelled():
+            time.sleep(0.05)
+        with self._counting:
+            self.pulls -= 1
 
 
 async def test_a_run_comes_to_its_end_with_its_log_and_its_container_is_removed(tmp_path: Path) -> None:
@@ -175,3 +201,64 @@ async def test_a_restarted_agent_goes_by_the_lease_of_the_one_before(tmp_path: P
                     await eventually("it ended", lambda: looking.containers()[0].state is ContainerState.EXITED)
                     network.mend()
                     await eventually("nothing is left", lambda: not looking.containers())
+
+
+async def test_a_wish_of_any_size_reaches_the_agent(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place:
+        runs = [await place.run("x" * 2_000_000, stop_requested=True) for _ in range(10)]
+        async with place.agent():
+            for run in runs:
+                assert (await place.until(run, *ENDS)).phase is RunPhase.STOPPED
+
+
+async def test_pulls_that_never_end_hold_up_nothing_else(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place, place.agent(runtime := Pulling(place.settings)):
+        stubborn = await place.run(STUBBORN)
+        await place.until(stubborn, RunPhase.RUNNING)
+        waiting = [await place.run("true", image="silent") for _ in range(100)]
+        await eventually("all are pulled", lambda: runtime.pulls == len(waiting))
+        assert (await place.until(await place.run("true"), *ENDS)).phase is RunPhase.SUCCEEDED
+        await place.change(stubborn.run_id, stop_requested=True)
+        assert (await place.until(stubborn, *ENDS)).phase is RunPhase.STOPPED
+        for run in waiting:
+            await place.change(run.run_id, stop_requested=True)
+            assert (await place.until(run, *ENDS)).phase is RunPhase.STOPPED
+
+
+class Stubborn(ProcessRuntime):
+    """Processes that are only stopped when as many as `together` counts are being stopped."""
+
+    def __init__(self, settings: Settings, together: int) -> None:
+        super().__init__(settings)
+        self._together = threading.Barrier(together)
+
+    def stop(self, run_id: str, grace_seconds: float) -> None:
+        if grace_seconds:  # none is left to one that is removed
+            self._together.wait(PATIENCE)
+        super().stop(run_id, 0)
+
+
+async def test_all_containers_are_stopped_at_once_however_many_there_are(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place, place.agent(Stubborn(place.settings, together=70)):
+        runs = [await place.run("exec sleep 1000") for _ in range(70)]
+        for run in runs:
+            await place.until(run, RunPhase.RUNNING)
+        for run in runs:
+            await place.change(run.run_id, stop_requested=True)
+        for run in runs:
+            assert (await place.until(run, *ENDS)).phase is RunPhase.STOPPED
+
+
+async def test_a_worker_cut_off_for_longer_than_its_lease_gives_up_its_pulls_and_begins_them_anew(
+    tmp_path: Path,
+) -> None:
+    async with joined(tmp_path, lease_seconds=2.0) as place:
+        with Proxy(place.port) as network:
+            async with place.agent(runtime := Pulling(place.settings), port=network.port):
+                run = await place.run("true", image="silent")
+                await place.until(run, RunPhase.PULLING)
+                network.cut()
+                await eventually("it is given up", lambda: runtime.pulls == 0)
+                network.mend()
+                await eventually("it is tried again", lambda: runtime.begun == 2)
+                assert (await place.until(run, RunPhase.PULLING)).phase is RunPhase.PULLING

@@ -12,7 +12,7 @@ from cloudai_agent.reconcile import (
     Cause,
     Create,
     Fetch,
-    Refusal,
+    Ordered,
     Remove,
     Start,
     Step,
@@ -21,7 +21,7 @@ from cloudai_agent.reconcile import (
     View,
     next_step,
 )
-from cloudai_agent.runtime import Container, ContainerState
+from cloudai_agent.runtime import Container, ContainerState, Refusal
 
 WISH = Run(
     task_id="task-1",
@@ -89,7 +89,28 @@ def test_an_end_is_told_once_the_logs_are_stored() -> None:
     ],
 )
 def test_every_bad_end_has_its_reason(container: Container, cause: Cause | None, reason: str) -> None:
-    assert told(ASKED, container, cause=cause, logs_stored=True) == (RunPhase.FAILED, reason)
+    ordered = cause and Ordered(cause, 4000)
+    assert told(ASKED, container, ordered=ordered, logs_stored=True) == (RunPhase.FAILED, reason)
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_what_had_come_to_its_own_end_when_it_was_to_be_stopped_keeps_that_end(cause: Cause) -> None:
+    ended = {"ordered": Ordered(cause, 5001), "logs_stored": True}
+    wish = replace(WISH, phase=RunPhase.RUNNING, timeout_seconds=4)
+    assert told(wish, EXITED, **ended) == (RunPhase.SUCCEEDED, None)
+    assert told(wish, replace(EXITED, exit_code=3), **ended) == (RunPhase.FAILED, "ExitCode")
+
+
+def test_what_ends_well_once_it_is_asked_to_stop_was_stopped() -> None:
+    wish = replace(WISH, phase=RunPhase.RUNNING, timeout_seconds=4)
+    answer = told(wish, EXITED, ordered=Ordered(Cause.DEADLINE, 5000), logs_stored=True)
+    assert answer == (RunPhase.FAILED, "DeadlineExceeded")
+
+
+def test_what_a_signal_ended_was_stopped_though_the_engine_has_another_clock() -> None:
+    wish = replace(WISH, phase=RunPhase.RUNNING)
+    ended = replace(EXITED, exit_code=143)
+    assert told(wish, ended, ordered=Ordered(Cause.FENCED, 9000), logs_stored=True) == (RunPhase.LOST, "WorkerLost")
 
 
 def test_a_deadline_stops_a_container_in_time() -> None:
@@ -113,6 +134,13 @@ def test_a_container_that_vanished_is_never_started_again() -> None:
 def test_a_refusal_is_told() -> None:
     refusal = Refusal("ImageNotFound", "no such image")
     assert told(WISH, None, refusal=refusal) == (RunPhase.FAILED, "ImageNotFound")
+
+
+def test_a_start_that_failed_before_this_agents_life_is_told_as_the_engine_told_it() -> None:
+    created = replace(CREATED, refusal=Refusal("CommandNotFound", "no such command"))
+    assert told(ASKED, created) == (RunPhase.FAILED, "CommandNotFound")
+    exited = replace(EXITED, started_at=None, exit_code=128, refusal=created.refusal)
+    assert told(ASKED, exited, logs_stored=True) == (RunPhase.FAILED, "CommandNotFound")
 
 
 def test_a_cancel_before_the_start_needs_no_container() -> None:
@@ -142,7 +170,7 @@ def test_a_fenced_worker_stops_and_starts_nothing() -> None:
 
 def test_what_the_fence_stopped_was_lost() -> None:
     wish = replace(WISH, phase=RunPhase.RUNNING)
-    lost = told(wish, replace(EXITED, exit_code=137), cause=Cause.FENCED, logs_stored=True)
+    lost = told(wish, replace(EXITED, exit_code=137), ordered=Ordered(Cause.FENCED, 4000), logs_stored=True)
     assert lost == (RunPhase.LOST, "WorkerLost")
 
 

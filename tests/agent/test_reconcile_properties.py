@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudai.resources import GIB, RUN_TRANSITIONS, Resources, Run, RunPhase
-from cloudai_agent.reconcile import Cause, Create, Fetch, Remove, Start, Stop, Tell, View, next_step
+from cloudai_agent.reconcile import Create, Fetch, Ordered, Remove, Start, Stop, Tell, View, next_step
 from cloudai_agent.runtime import Container, ContainerState
 
 WISH = Run(
@@ -29,7 +29,7 @@ class World:
     stored: Run = WISH
     container: Container | None = None
     fetched: bool = False
-    cause: Cause | None = None
+    ordered: Ordered | None = None
     starts: int = 0
     creates: int = 0
     foreign_removal: bool = False
@@ -46,7 +46,7 @@ class World:
             container=self.container,
             now=self.now,
             fetched=self.fetched,
-            cause=self.cause,
+            ordered=self.ordered,
             logs_stored=exited,
         )
 
@@ -70,7 +70,8 @@ class World:
                 assert self.container is not None
                 self.container = replace(self.container, state=ContainerState.RUNNING, started_at=self.now)
             case Stop(cause):
-                self.cause = self.cause or cause
+                if self.ordered is None and cause is not None:
+                    self.ordered = Ordered(cause, self.now)
                 self.end(143)
             case Remove():
                 assert self.wish is None, "removed before the server let go"
@@ -94,7 +95,7 @@ class World:
     def happen(self, what: str) -> None:
         match what:
             case "agent killed":
-                self.fetched, self.cause = False, None
+                self.fetched, self.ordered = False, None
             case "cancel":
                 if not self.stored.phase.terminal:
                     self.stored = replace(self.stored, stop_requested=True)

@@ -30,7 +30,7 @@ def test_a_run_is_created_then_runs_then_has_ended(bench: Bench, runtime: Runtim
     assert first_bytes(runtime, run.run_id) == b"ready\n"
     runtime.stop(run.run_id, 30)
     end = found(runtime, run.run_id)
-    assert (end.state, end.exit_code, end.error) == (ContainerState.EXITED, 3, None)
+    assert (end.state, end.exit_code, end.refusal) == (ContainerState.EXITED, 3, None)
     assert (end.task_id, end.attempt, end.run_id) == (run.task_id, 1, run.run_id)
     assert end.started_at is not None
     assert end.finished_at is not None

@@ -322,3 +322,34 @@ async def test_a_store_that_does_not_answer_sends_agents_away_for_now(
         monkeypatch.setattr(endpoint.store, "report_run", failing)
         await agent.say(**REPORT)
         assert await agent.closed() == (LATER, "the store does not answer")
+
+
+async def test_a_fault_of_the_hub_is_told_and_ends_nothing(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(agents, "RETRY_SECONDS", 0)
+    async with endpoint.joined() as agent:
+        failed = [fail_once(monkeypatch, endpoint.store, name) for name in ("get_runs", "record_heartbeats")]
+        _, run = await placed(endpoint.store)
+        assert [each["task_id"] for each in (await agent.heard())["runs"]] == [run.task_id]
+        await agent.say(type="heartbeat", sent_at=1)
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*(each.wait() for each in failed))
+        await agent.say(type="heartbeat", sent_at=2)
+        assert await agent.heard() == {"type": "heartbeat_ack", "sent_at": 2}
+    assert "a fault of get_runs" in caplog.text
+    assert "a fault of record_heartbeats" in caplog.text
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, store: SqlStore, name: str) -> asyncio.Event:
+    """Set when it has failed."""
+    failed, method = asyncio.Event(), getattr(store, name)
+
+    async def failing(*arguments: Any) -> Any:
+        if failed.is_set():
+            return await method(*arguments)
+        failed.set()
+        raise RuntimeError(f"a fault of {name}")
+
+    monkeypatch.setattr(store, name, failing)
+    return failed

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
 import jsonschema_rs
 import pytest
 
+from cloudai.api import changes
 from cloudai.api.openapi import document
 from cloudai.settings import Settings
+from cloudai.store.protocol import Change
 from cloudai.store.sql import SqlStore
-from tests.api.conftest import BODY, client_of, error_of
+from tests.api.conftest import BODY, PATIENCE, client_of, error_of
+from tests.store.values import SPEC
 
 REQUESTS = [
     ("POST", "/api/tasks", "create_task"),
@@ -49,7 +54,9 @@ async def test_a_closed_store_is_unavailable(
         answer = await send(api, method, path)
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
-    assert (await error_of(answer))["code"] == "UNAVAILABLE"
+    error = await error_of(answer)
+    assert error["code"] == "UNAVAILABLE"
+    assert "Idempotency-Key" in error["message"]  # it may have been stored all the same
 
 
 @pytest.mark.parametrize(("method", "path", "name"), REQUESTS)
@@ -78,3 +85,31 @@ async def test_refusals_have_the_form_of_the_openapi_document(store: SqlStore, s
             answer = await send(api, method, path)
             assert answer.status_code == 503
             documented(answer, method, path)
+
+
+async def test_a_fault_while_the_store_is_followed_is_told_and_ends_nothing(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = iter([RuntimeError("a fault of ours")])
+    watch = store.watch
+
+    def failing(since: int | None = None) -> AsyncIterator[Sequence[Change]]:
+        for fault in faults:
+            raise fault
+        return watch(since)
+
+    monkeypatch.setattr(store, "watch", failing)
+    monkeypatch.setattr(changes, "PAUSE", 0)
+    followed = changes.Changes(store)
+    heard: asyncio.Queue[Sequence[Change] | None] = asyncio.Queue()
+    with followed.listening(heard.put_nowait):
+        running = asyncio.ensure_future(followed.run())
+        async with asyncio.timeout(PATIENCE):
+            assert await heard.get() is None  # something may have been missed
+            then = asyncio.ensure_future(heard.get())
+            while not then.done():
+                await store.create_task(SPEC)
+        assert then.result()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert "RuntimeError: a fault of ours" in caplog.text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 import pytest
 
 from cloudai.api import health
@@ -36,6 +39,26 @@ async def test_a_database_that_answers_nobody_is_told_before_it_is_given_up(
     assert "does not answer" in answer.json()["checks"]["store"]
     assert "unknown" in answer.json()["checks"]["controller"]
     assert "cloudai_store_up 0.0" in measured
+
+
+async def test_many_who_ask_at_once_cost_one_look(
+    store: SqlStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    for name in ("ping", "list_workers"):
+        monkeypatch.setattr(store, name, noting(looks, name, getattr(store, name)))
+    async with client_of(store, settings) as api:
+        answers = await asyncio.gather(*(api.get(path) for _ in range(20) for path in ("/readyz", "/metrics")))
+    assert {answer.status_code for answer in answers} == {200}
+    assert sorted(looks) == ["list_workers", "ping"]
+
+
+def noting(looks: list[str], name: str, method: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[object]]:
+    async def noted() -> object:
+        looks.append(name)
+        return await method()
+
+    return noted
 
 
 async def test_a_controller_that_leads_is_ok(store: SqlStore, settings: Settings) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.api.conftest import OBEDIENT, TOO_LARGE, Facade, error_of
+from cloudai.api import app
+from cloudai.settings import Settings
+from cloudai.store.sql import SqlStore
+from tests.api.conftest import OBEDIENT, PATIENCE, TOO_LARGE, Facade, client_of, error_of, serving
+from tests.store.values import SPEC
 
 LINES = b"first\nsecond \xff\x00 bytes\n"
 MANY = bytes(range(256)) * 64 + b"\n"
@@ -96,3 +101,35 @@ async def test_a_follower_that_leaves_is_let_go(shared_facade: Facade) -> None:
 @pytest.mark.parametrize("query", ["offset=-1", "limit=0", "follow=yes", "attempt=0", "from=1"])
 async def test_an_odd_part_is_refused(api: httpx.AsyncClient, query: str) -> None:
     assert (await api.get(f"/api/tasks/task-1/logs?{query}")).status_code == 400
+
+
+async def test_an_address_follows_so_many_logs_at_a_time(
+    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "FOLLOWED", 2)
+    url = f"/api/tasks/{(await store.create_task(SPEC)).task_id}/logs?follow=true"
+    async with (
+        serving(store, Settings(data_dir=tmp_path, rate_limit_status="9999/second")) as server,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE) as api,
+    ):
+        async with api.stream("GET", url) as one:
+            assert one.status_code == 200
+            async with api.stream("GET", url):
+                answer = await api.get(url)
+                assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+                assert "2 followed logs" in (await error_of(answer))["message"]
+                assert (await api.get("/api/tasks/task-1/logs")).status_code == 404
+        async with asyncio.timeout(PATIENCE):
+            while True:  # the server hears of the closed ones in its own time
+                async with api.stream("GET", url) as again:
+                    if again.status_code == 200:
+                        break
+
+
+async def test_a_log_that_cannot_be_followed_takes_no_place(
+    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "FOLLOWED", 1)
+    async with client_of(store, Settings(data_dir=tmp_path)) as api:
+        for _ in range(3):
+            assert (await api.get("/api/tasks/task-1/logs?follow=true")).status_code == 404

@@ -17,7 +17,7 @@ from cloudai.settings import Settings
 from cloudai.store.sql import SqlStore
 from tests.api.conftest import PATIENCE, Server, serving
 
-KEY = places.KEY.format(address="127.0.0.1")
+KEY = places.KEY.format(name="telemetry", address="127.0.0.1")
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ import pytest
 from cloudai.api.models import TaskList, TaskSummary, TaskView
 from cloudai.errors import Code
 from cloudai.settings import Settings
-from tests.api.conftest import BODY, OBEDIENT, STARTLESS, TOO_LARGE, Facade, error_of
+from cloudai.store.protocol import TaskPage, TaskQuery
+from cloudai.store.sql import SqlStore
+from tests.api.conftest import BODY, OBEDIENT, STARTLESS, TOO_LARGE, Facade, error_of, submit
 
 ODD_IDS = [
     "task-",
@@ -309,3 +311,20 @@ async def test_a_body_over_the_limit_is_refused(api: httpx.AsyncClient, settings
     answer = await api.post("/api/tasks", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
     assert (await error_of(answer))["code"] == "BODY_TOO_LARGE"
+
+
+async def test_a_list_reads_commands_only_to_show_them(
+    store: SqlStore, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    list_tasks = store.list_tasks
+
+    async def noting(query: TaskQuery) -> TaskPage:
+        asked.append(query.brief)
+        return await list_tasks(query)
+
+    monkeypatch.setattr(store, "list_tasks", noting)
+    await submit(api)
+    assert [task["status"] for task in (await api.get("/api/tasks")).json()["tasks"]] == ["queued"]
+    assert [task["command"] for task in (await api.get("/api/tasks?view=full")).json()["tasks"]] == [BODY["command"]]
+    assert asked == [True, False]

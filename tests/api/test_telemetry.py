@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,13 @@ import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
+from cloudai.api import telemetry
+from cloudai.resources import WorkerState
 from cloudai.settings import Settings
 from cloudai.store.protocol import Heartbeat
 from cloudai.store.sql import SqlStore
 from tests.api.conftest import PATIENCE, STARTLESS, TOO_LARGE, Facade, Server, serving
-from tests.store.values import WORKER
+from tests.store.values import WORKER, finished
 
 
 def url(server: Server | Facade) -> str:
@@ -114,6 +117,37 @@ async def test_what_a_worker_told_of_its_machine_is_passed_on(store: SqlStore, s
     async with websockets.connect(url(server), proxy=None) as socket:
         (worker,) = (await told(socket, "telemetry_update"))["workers"]
     assert (worker["cpu_usage"], worker["memory_usage"], worker["last_heartbeat"]) == (45.2, 60.1, 1731753000)
+
+
+async def test_of_tasks_is_told_without_a_look_at_the_workers(
+    store: SqlStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    looked = asyncio.Event()
+    list_workers = store.list_workers
+
+    async def noting() -> list[WorkerState]:
+        looks.append(1)
+        if len(looks) == 2:  # the first is for the message at the start
+            looked.set()
+        return await list_workers()
+
+    monkeypatch.setattr(store, "list_workers", noting)
+    monkeypatch.setattr(telemetry, "TICK", 3600)
+    async with (
+        serving(store, settings.model_copy(update={"telemetry_seconds": 3600})) as server,
+        websockets.connect(url(server), proxy=None) as socket,
+        asyncio.timeout(PATIENCE),
+    ):
+        await looked.wait()
+        for _ in range(5):
+            task = await finished(store)
+            await told(socket, "task_completed", task_id=task.task_id)
+        assert len(looks) == 2
+        at = time.time_ns() // 1_000_000
+        for number in range(20):
+            await store.register_worker(replace(WORKER, worker_id=f"worker-{number}", last_heartbeat=at))
+        await told(socket, "worker_registered", worker_id="worker-19")
 
 
 async def test_five_connections_an_address(store: SqlStore, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ WRONG_FIELDS: list[tuple[str, Any, str]] = [
     ("docker_image", "", "must not be empty"),
     ("docker_image", "x" * 513, "must have at most 512 characters"),
     ("command", "x" * 32_001, "must have at most 32000 characters"),
+    ("command", ["x" * 16_000, "y" * 16_001], "must have at most 32000 characters in all"),
+    ("command", ["x"] * 1001, "must have at most 1000 items"),
     ("command", "a\0b", "must not contain NUL"),
     ("command", 5, "must be a string or a list of strings"),
     ("command", {"a": 1}, "must be a string or a list of strings"),
@@ -174,6 +176,12 @@ async def test_a_malformed_image_reference_is_refused(api: httpx.AsyncClient, im
     answer = await api.post("/api/tasks", json=BODY | {"docker_image": image})
     assert answer.status_code == 400
     assert (await error_of(answer))["details"]["field"] == "docker_image"
+
+
+async def test_a_list_may_be_as_long_as_a_string(api: httpx.AsyncClient) -> None:
+    command = ["x" * 16_000, "y" * 16_000]
+    task_id = await submit(api, command=command)
+    assert (await api.get(f"/api/tasks/{task_id}")).json()["command"] == command
 
 
 @pytest.mark.parametrize(("command", "kept"), [("", None), ([], None), ([""], [""]), (["a", "b c"], ["a", "b c"])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -48,7 +49,7 @@ async def fill(store: Store, tasks: int) -> None:
                 capacity=capacity,
                 runtime="docker",
                 registered_at=now,
-                last_heartbeat=now + 3_600_000,  # nobody beats for them while the measurement lasts
+                last_heartbeat=now,
             )
         )
     await queue(store, tasks)
@@ -71,7 +72,8 @@ def _wish(number: int, cores: int) -> TaskSpec:
 
 
 async def place(store: Store, wanted: int) -> dict[str, float]:
-    controller = Controller(store, Settings(), "bench")
+    # Nobody beats for the workers while the measurement lasts.
+    controller = Controller(store, Settings(heartbeat_seconds=3600, lease_seconds=math.inf), "bench")
     try:
         began = time.perf_counter()
         placed = (await controller.step()).applied  # the first pass reads everything

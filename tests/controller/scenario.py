@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from cloudai.resources import GIB, GpuShare, Resources, Run, RunPhase, Task, TaskSpec, TaskStatus, Worker
 from cloudai_controller.actions import Action, Finish, LoseRun, MarkRunning, Note, Place, Requeue, StopRun
+from cloudai_controller.state import Heard
 from tests.controller.world import World
 
 DASHES = "-" * 40
@@ -57,7 +58,8 @@ def read(text: str) -> World:
             assert kind == "run", kind
             task_id = name.rpartition("-")[0]
             world.runs[name] = _run(name, fields, flags, amounts.get(task_id, _amounts(fields)))
-    world.view = world.read_anew(observing)
+    world.heard = {name: worker.last_heartbeat for name, worker in world.workers.items()}
+    world.view = world.read_anew(observing, {name: Heard(heard, heard) for name, heard in world.heard.items()})
     return world
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import pytest
 
-from cloudai.resources import RunPhase, TaskStatus
+from cloudai.resources import RunPhase, TaskStatus, Worker
 from cloudai.settings import Settings
 from cloudai.store.protocol import Change, FenceLost, Store
 from cloudai_controller.loop import Controller
-from tests.controller.driven import DEADLINE, HandClock, beat, join, report, until, until_status, wish
+from tests.controller.driven import DEADLINE, Ahead, HandClock, beat, join, report, until, until_status, wish
 
 STARTED = (RunPhase.PULLING, RunPhase.STARTING, RunPhase.RUNNING)
 
@@ -101,6 +101,69 @@ async def test_a_worker_silent_for_the_lease_loses_its_task_to_another(
 
     await until(controller, moved)
     assert [run.phase for run in await store.list_runs(task.task_id)] == [RunPhase.LOST, RunPhase.ASSIGNED]
+
+
+@pytest.mark.parametrize("ahead", [-3600, -325, -31, 31, 3600])
+async def test_a_worker_is_judged_by_the_controllers_own_clock(
+    ahead: float, store: Store, controller: Controller, clock: HandClock
+) -> None:
+    api = Ahead(clock, ahead)
+    await join(store, api)
+    await controller.step()
+    clock.forward(5)
+    await beat(store, api)
+    task = await store.create_task(wish())
+    await until_status(controller, store, task, TaskStatus.PENDING)
+    for _ in range(70):
+        clock.forward(5)
+        await beat(store, api)
+        await controller.step()
+    assert [run.phase for run in await store.list_runs(task.task_id)] == [RunPhase.ASSIGNED]
+    silence = 0
+    while (await store.list_runs(task.task_id))[0].phase is RunPhase.ASSIGNED:
+        clock.forward(5)
+        silence += 5
+        await controller.step()
+    assert silence == 325, "the lease of 300 s, 10 s to stop and 10 s more"
+
+
+async def test_a_heartbeat_that_came_while_workers_were_read_counts_from_then(
+    store: Store, controller: Controller, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await join(store, clock)
+    task = await store.create_task(wish())
+    await until_status(controller, store, task, TaskStatus.PENDING)
+    get_workers = store.get_workers
+
+    async def slowly(worker_ids: Sequence[str] | None = None) -> Mapping[str, Worker]:
+        clock.forward(4)
+        await beat(store, clock)
+        return await get_workers(worker_ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "get_workers", slowly)
+        clock.forward(6)
+        await controller.step()
+    for _ in range(64):
+        clock.forward(5)
+        await controller.step()
+    assert [run.phase for run in await store.list_runs(task.task_id)] == [RunPhase.ASSIGNED]
+    clock.forward(5)
+    await controller.step()
+    assert [run.phase for run in await store.list_runs(task.task_id)] == [RunPhase.LOST]
+
+
+async def test_a_worker_that_died_while_there_was_nothing_to_do_gets_no_task(
+    store: Store, controller: Controller, clock: HandClock
+) -> None:
+    await join(store, clock)
+    await controller.step()
+    clock.forward(2000)
+    await beat(store, clock)
+    clock.forward(1000)
+    task = await store.create_task(wish())
+    await controller.step()
+    assert (await store.get_task(task.task_id)).status is TaskStatus.QUEUED
 
 
 async def test_after_an_outage_nobody_is_lost_before_a_whole_lease(

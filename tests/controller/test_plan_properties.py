@@ -19,6 +19,7 @@ AMOUNTS = st.builds(
     gpu=st.sampled_from([0, 0, 0, 300, 500, 1000, 1500]),
 )
 CAPACITIES = st.sampled_from([Resources(4000, 8, 4, 0), Resources(4000, 4, 8, 2000), Resources(8000, 6, 4, 1000)])
+SKEWS = [0, 0, -31_000, 31_000, -325_000, 3_600_000]  # ms
 NAMES = ["worker-1", "worker-2", "worker-3"]
 
 
@@ -27,8 +28,9 @@ class Lives(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
 
-    @initialize(capacities=st.lists(CAPACITIES, max_size=3))
-    def begin(self, capacities: list[Resources]) -> None:
+    @initialize(capacities=st.lists(CAPACITIES, max_size=3), skew=st.sampled_from(SKEWS))
+    def begin(self, capacities: list[Resources], skew: int) -> None:
+        self.world.skew = skew
         for name, capacity in zip(NAMES, capacities, strict=False):
             self.world.join(a_worker(name, capacity))
 
@@ -52,16 +54,27 @@ class Lives(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), capacity=CAPACITIES)
     def join(self, name: str, capacity: Resources) -> None:
         if name not in self.world.workers:
-            self.world.join(a_worker(name, capacity, self.world.now))
+            self.world.join(a_worker(name, capacity))
 
     @precondition(lambda self: self.world.workers)
     @rule(data=st.data(), ready=st.booleans())
     def beat(self, data: st.DataObject, ready: bool) -> None:
         self.world.beat(data.draw(st.sampled_from(sorted(self.world.workers))), ready=ready)
 
+    @precondition(lambda self: self.world.workers)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.world.workers)))
+        if all(run.worker_id != name for run in self.world.live_runs()):
+            self.world.leave(name)
+
     @rule(seconds=st.sampled_from([1, 20, 40, 200, 400]))
     def wait(self, seconds: int) -> None:
         self.world.now += seconds * 1000
+
+    @rule()
+    def look(self) -> None:
+        self.world.look()
 
     @rule()
     def restart(self) -> None:
@@ -74,13 +87,13 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def come_to_rest(self) -> None:
         self.world.rest()
-        anew = self.world.read_anew(self.world.view.observing_since)
+        anew = self.world.read_again()
         assert plan(anew, self.world.now).actions == [], "a controller that reads anew would do something"
 
     @invariant()
     def what_is_remembered_changes_no_decision(self) -> None:
         world = self.world
-        anew = world.read_anew(world.view.observing_since)
+        anew = world.read_again()
         remembered, read = plan(world.view, world.now).actions, plan(anew, world.now).actions
         places = [action for action in remembered if isinstance(action, Place)]
         assert places == [action for action in read if isinstance(action, Place)]

@@ -6,7 +6,7 @@ It holds the promises as assertions, so whatever drives it (random lives, scenar
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cloudai.resources import (
@@ -24,9 +24,10 @@ from cloudai.resources import (
 )
 from cloudai_controller.actions import Action, group
 from cloudai_controller.plan import PLACEMENTS, plan
-from cloudai_controller.state import Terms, View
+from cloudai_controller.state import Heard, Terms, View
 
-TERMS = Terms(heartbeat=10_000, lease=300_000, margin=20_000)
+LEASE = 300_000
+TERMS = Terms(heartbeat=10_000, lease=LEASE, margin=20_000)
 START = 1_000_000
 
 
@@ -35,7 +36,7 @@ def a_task(number: int, amounts: Resources, *, max_retries: int | None = None) -
     return Task(task_id=f"task-{number}", spec=spec, status=TaskStatus.QUEUED, created_at=number, version=1)
 
 
-def a_worker(name: str, amounts: Resources, heard: int = START) -> Worker:
+def a_worker(name: str, amounts: Resources) -> Worker:
     return Worker(
         worker_id=name,
         identity="identity",
@@ -43,19 +44,24 @@ def a_worker(name: str, amounts: Resources, heard: int = START) -> Worker:
         capacity=amounts,
         runtime="docker",
         registered_at=START,
-        last_heartbeat=heard,
+        last_heartbeat=START,
     )
 
 
 class World:
-    """`view` follows every change, as the controller's does. `sound` is False for one that begins with broken promises."""
+    """`view` follows every change, as the controller's does. `sound` is False for one that begins with broken promises.
 
-    def __init__(self, *, sound: bool = True) -> None:
+    `skew`: how far (ms) the clock that `last_heartbeat` is taken from is ahead of the controller's.
+    """
+
+    def __init__(self, *, sound: bool = True, skew: int = 0) -> None:
         self.sound = sound
+        self.skew = skew
         self.now = START
         self.tasks: dict[str, Task] = {}
         self.runs: dict[str, Run] = {}
         self.workers: dict[str, Worker] = {}
+        self.heard: dict[str, int] = {}  # when each worker was really heard of
         self.submitted = 0
         self.view = View(TERMS, self.now)
 
@@ -75,11 +81,26 @@ class World:
             self._store(replace(task, cancel_requested=True, version=task.version + 1))
 
     def join(self, worker: Worker) -> None:
+        """It registers now."""
+        worker = replace(worker, last_heartbeat=self.now + self.skew)
         self.workers[worker.worker_id] = worker
-        self.view.put_worker(worker)
+        self.heard[worker.worker_id] = self.now
+        self.view.put_worker(worker, self.now)
+
+    def leave(self, name: str) -> None:
+        assert all(run.worker_id != name for run in self.live_runs())
+        del self.workers[name]
+        self.heard.pop(name, None)
+        self.view.drop_worker(name)
 
     def beat(self, name: str, *, ready: bool = True) -> None:
-        self.join(replace(self.workers[name], last_heartbeat=self.now, ready=ready))
+        self.join(replace(self.workers[name], ready=ready))
+
+    def look(self) -> None:
+        """The controller reads all workers."""
+        for worker in self.workers.values():
+            self.view.put_worker(worker, self.now)
+        self.view.looked_at = self.now
 
     def report(self, name: str, phase: RunPhase) -> None:
         run = self.runs[name]
@@ -90,6 +111,10 @@ class World:
             replace(run, phase=phase, started_at=began, finished_at=ended, exit_code=code, version=run.version + 1)
         )
 
+    def silent(self, name: str) -> int:
+        """For how long (ms) nothing has come from a worker."""
+        return self.now - self.heard.get(name, 0)
+
     def live_runs(self) -> list[Run]:
         return [run for run in self.runs.values() if not run.phase.terminal]
 
@@ -97,12 +122,19 @@ class World:
 
     def restart(self) -> None:
         """The controller forgets, and reads everything anew."""
-        self.view = self.read_anew(self.now)
+        self.view = self.read_anew(self.now, {})
 
-    def read_anew(self, observing_since: int) -> View:
+    def read_again(self) -> View:
+        """What the controller would know if it read again all that is stored."""
+        return self.read_anew(self.view.observing_since, self.view.heard)
+
+    def read_anew(self, observing_since: int, heard: Mapping[str, Heard]) -> View:
+        """What a controller reads that has watched since then and `heard` of workers then."""
         view = View(TERMS, observing_since)
         for worker in self.workers.values():
-            view.put_worker(worker)
+            view.put_worker(worker, self.now)
+        view.looked_at = self.now
+        view.heard.update(heard)
         for task in self.tasks.values():
             view.put_task(task)
         for run in self.runs.values():
@@ -172,9 +204,15 @@ class World:
         if known:
             assert run.version == known.version + 1, "planned on an old version"
             _allowed(known.phase, run.phase, RUN_TRANSITIONS[known.phase])
+            if run.phase is RunPhase.LOST:
+                assert self.silent(run.worker_id) > LEASE + TERMS.margin, "lost although its worker may still run it"
         else:
             assert not self.tasks[run.task_id].cancel_requested, "started although it was cancelled"
-            assert self.workers[run.worker_id].active(self.now, TERMS.heartbeat), "placed on an inactive worker"
+            assert self.workers[run.worker_id].ready
+            # Where clocks differ, a controller that has just begun may think a silent worker active for a moment.
+            observed = self.now - self.view.observing_since > 3 * TERMS.heartbeat
+            if not self.skew or observed:
+                assert self.silent(run.worker_id) <= 3 * TERMS.heartbeat, "placed on an inactive worker"
         self.runs[run.run_id] = run
         self.view.put_run(run)
 

@@ -87,6 +87,17 @@ async def test_a_full_disk_refuses_and_recovers(small_disk: Path) -> None:
     await store.close()
 
 
+async def test_a_place_that_cannot_hold_a_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database\n" * 100)
+    (tmp_path / "directory").mkdir()
+    for place, words in (
+        ("missing/cloudai.db", "unable to open"),
+        ("directory", "unable to open"),
+        ("text", "not a database"),
+    ):
+        assert words in await refused(lambda place=place: open_store(f"sqlite:///{tmp_path}/{place}"))  # type: ignore[misc]
+
+
 async def test_a_lock_that_is_held_too_long_refuses_and_recovers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,8 +45,9 @@ async def asked_by(store: SqlStore) -> list[Statement]:
     await store.list_runs(task.task_id)
     await store.read_log(task.task_id, None, 0, 10)
     await store.log_ends([run.run_id])
-    await store.delete_logs(1, 10)
+    await store.delete_logs(6000, 10)
     await store.delete_finished(6000, 10)
+    await store.delete_workers(5)
     await store.prune_changes(5)
     await anext(store.watch(0))
     for engine in (store._reads, store._writer._engine):

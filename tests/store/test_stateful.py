@@ -163,6 +163,8 @@ class Machine(RuleBasedStateMachine):
             (task for task in self.tasks.values() if task.finished_at is not None and task.finished_at < self.clock),
             key=lambda task: (task.finished_at, task.task_id),
         )
+        while self.runner.run(self.store.delete_logs(self.clock, batch)):
+            pass
         gone = self.runner.run(self.store.delete_finished(self.clock, batch))
         assert gone == len(ended[:batch])
         for task in ended[:batch]:

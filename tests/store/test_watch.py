@@ -9,6 +9,7 @@ import pytest
 
 from cloudai.store.protocol import Change, Kind, Pruned, Store
 from cloudai.store.sql import open_store
+from cloudai.store.upkeep import CHANGES
 from tests.store.values import SPEC, WORKER, finished
 
 
@@ -67,6 +68,13 @@ async def test_a_pruned_or_future_revision_is_told(url: str) -> None:
             await anext(store.watch(revision))
     assert [change.revision for change in await anext(store.watch(3))] == [4, 5]
     await store.close()
+
+
+async def test_many_changes_are_pruned_in_several_goes(store: Store) -> None:
+    await asyncio.gather(*(store.create_task(SPEC) for _ in range(CHANGES + 2)))
+    assert await store.prune_changes(1) == CHANGES
+    assert await store.prune_changes(1) == 1
+    assert await store.prune_changes(1) == 0
 
 
 async def test_another_process_s_writes_are_seen_without_gaps(url: str) -> None:

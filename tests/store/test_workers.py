@@ -56,6 +56,21 @@ async def test_what_a_worker_holds_is_the_sum_of_its_live_runs(store: Store) -> 
     assert caught.value.code is Code.WORKER_NOT_FOUND
 
 
+async def test_what_several_runs_hold_is_told_of_each_worker_and_each_device(store: Store) -> None:
+    for name in ("worker-1", "worker-2"):
+        await store.register_worker(replace(WORKER, worker_id=name, identity=name))
+    shares = [(GpuShare(0, 1000), GpuShare(1, 250)), (), (GpuShare(1, 500),)]
+    for taken in shares:
+        gpu = sum(share.milli for share in taken)
+        task = await store.create_task(replace(SPEC, resources=Resources(1000, GIB, 0, gpu)))
+        run = first_run(task, gpus=taken)
+        await store.commit([(replace(task, status=TaskStatus.PENDING, attempt=1, worker_id="worker-1"), run)])
+    busy, idle = await store.list_workers()
+    assert (busy.allocated, busy.runs, busy.gpu_free) == (Resources(3000, 3 * GIB, 0, 1750), 3, (0, 250))
+    assert (idle.allocated, idle.runs, idle.gpu_free) == (Resources(0, 0, 0, 0), 0, (1000, 1000))
+    assert await store.get_worker("worker-2") == idle
+
+
 async def test_a_report_follows_the_table_of_transitions(store: Store) -> None:
     _, run = await placed(store)
     assert (await store.report_run(report(run, RunPhase.RUNNING))) == run  # not before starting

@@ -44,9 +44,9 @@ def placing(task: Task, worker_id: str = "worker-1") -> tuple[Task, Run]:
     return replace(task, status=TaskStatus.PENDING, attempt=run.attempt, worker_id=worker_id), run
 
 
-async def placed(store: Store, spec: TaskSpec = SPEC) -> tuple[Task, Run]:
-    """A task that is placed on worker-1."""
-    committed = await store.commit([placing(await store.create_task(spec))])
+async def placed(store: Store, spec: TaskSpec = SPEC, worker_id: str = "worker-1") -> tuple[Task, Run]:
+    """A task that is placed on a worker."""
+    committed = await store.commit([placing(await store.create_task(spec), worker_id)])
     assert committed.applied == [True]
     task, run = committed.objects[0]
     assert isinstance(task, Task)
@@ -57,9 +57,13 @@ async def placed(store: Store, spec: TaskSpec = SPEC) -> tuple[Task, Run]:
 async def finished(store: Store, spec: TaskSpec = SPEC, at: int = 5000) -> Task:
     """A task that completed at `at` (ms), having written `done`."""
     task, run = await placed(store, spec)
+    await store.append_log(run.run_id, 0, b"done")
+    return await finish(store, task, run, at)
+
+
+async def finish(store: Store, task: Task, run: Run, at: int) -> Task:
+    """A placed task completes at `at` (ms)."""
     for phase in (RunPhase.STARTING, RunPhase.RUNNING, RunPhase.SUCCEEDED):
-        if phase is RunPhase.SUCCEEDED:
-            await store.append_log(run.run_id, 0, b"done")
         await store.report_run(report(run, phase))
     running = (await store.commit([[replace(task, status=TaskStatus.RUNNING)]])).objects[0][0]
     assert isinstance(running, Task)

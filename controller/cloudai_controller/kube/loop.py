@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 
 from cloudai.errors import CloudAIError
-from cloudai.resources import Reason, Run, Task, TaskStatus, run_id
+from cloudai.resources import PLACED_STATUSES, Reason, Run, Task, TaskStatus, run_id
 from cloudai.settings import Settings
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.task_resource import Attempt, Json, attempts_of, status_of, task_of, tasks_path
@@ -133,7 +133,7 @@ class Operator:
         task, ended = task_of(resource), attempts_of(resource.get("status") or {})
         runs = {pod_name: pod.run for pod_name, pod in pods.items()}
         current = run_id(name, task.attempt)
-        if task.status in (TaskStatus.PENDING, TaskStatus.RUNNING) and current not in runs:
+        if task.status in PLACED_STATUSES and current not in runs:
             own = await self.facts.own_pod_is_there(current, seen.uid)
             if own:
                 return 0.0

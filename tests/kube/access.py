@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.kube.kube import Json, Place
@@ -31,10 +31,15 @@ def _for_people(role: Json) -> bool:
 
 
 @contextlib.contextmanager
-def account(helm: Path, place: Place, part: str) -> Iterator[str]:
-    """The name of an account with the rights of `part`."""
-    release = f"{place.name}-r"
+def account(
+    helm: Path, place: Place, part: str, release: str | None = None, without: int | None = None
+) -> Iterator[str]:
+    """The name of an account with the rights of `part`, but for rule number `without`."""
+    release = release or f"{place.name}-r"
     objects = rights(helm, place, part, release)
+    if without is not None:
+        role, rule = rules(objects)[without]
+        role["rules"].remove(rule)
     given = {"apiVersion": "v1", "kind": "List", "items": objects}
     place.kube.kubectl("apply", "-f", "-", given=given)
     try:
@@ -67,21 +72,16 @@ def _settled(place: Place, name: str, objects: list[Json]) -> None:
 def until_allowed(place: Place, reviews: list[Json]) -> None:
     """Nothing can be waited for here: the API server has rights in a cache of its own, and tells when it is asked. Each time
     that takes a run of kubectl, so this does not spin."""
-    for _ in range(TRIES):
-        if answers(place, reviews) == ["true"] * len(reviews):
-            return
-    raise AssertionError(f"not allowed: {reviews}")
-
-
-def answers(place: Place, reviews: list[Json]) -> list[str]:
-    """To each, `true` or `false`."""
     given = {"apiVersion": "v1", "kind": "List", "items": reviews}
-    return place.kube.kubectl("create", "-f", "-", "-o", "jsonpath={.status.allowed} ", given=given).split()
+    for _ in range(TRIES):
+        told = place.kube.kubectl("create", "-f", "-", "-o", "jsonpath={.status.allowed} ", given=given)
+        if told.split() == ["true"] * len(reviews):
+            return
+    raise AssertionError(f"not allowed: {told} of {reviews}")
 
 
-def review(user: str, namespace: str, verb: str, group: str, resource: str, groups: Sequence[str] = ()) -> Json:
+def review(user: str, namespace: str, verb: str, group: str, resource: str, name: str = "") -> Json:
     """The question whether `user` may do that; with an empty namespace, in all of them."""
-    resource, _, part = resource.partition("/")
-    asked = {"namespace": namespace, "verb": verb, "group": group, "resource": resource, "subresource": part}
-    spec = {"user": user, "groups": groups, "resourceAttributes": asked}
+    asked = {"namespace": namespace, "verb": verb, "group": group, "resource": resource, "name": name}
+    spec = {"user": user, "resourceAttributes": asked}
     return {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}

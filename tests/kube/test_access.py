@@ -1,12 +1,14 @@
-"""The chart's access rights, used for real: enough for everything that operator and API do; each is used, and given once."""
+"""The chart's access rights, used for real: enough for everything that operator and API do, and not one too many."""
 
 from __future__ import annotations
 
-import itertools
+import asyncio
+import contextlib
 import json
 import re
 import subprocess
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ from cloudai.store.kube.store import KubernetesStore
 from tests.api.conftest import client_of
 from tests.cluster.images import SHELL
 from tests.engines import missing
-from tests.kube.access import account, answers, review, rights, rules, until_allowed
-from tests.kube.kube import Json, Kube, Place
+from tests.kube.access import account, review, rights, rules, until_allowed
+from tests.kube.kube import PATIENCE, Json, Kube, Place
 
 BODY = {"user_id": "ann", "docker_image": SHELL, "req_cpu": 0.02, "req_memory": 0.03125}
 Grant = tuple[str, str, str]  # verb, API group, resource
@@ -31,27 +33,30 @@ Grant = tuple[str, str, str]  # verb, API group, resource
 
 def operates(place: Place, kubeconfig: Path) -> None:
     """All that an operator does."""
-    settings = {"kubeconfig": str(kubeconfig), "task_retention_seconds": "6"}
+    settings = {"kubeconfig": str(kubeconfig), "task_retention_seconds": "10"}
     operator = place.start_operator(**settings)
     try:
         failing = place.apply("echo words; exit 3")
-        orphaned, robbed = place.apply("sleep 1000"), place.apply("sleep 1000", maxRetries=0)
         place.until(failing, "Failed")
-        place.kube.until_there(place.name, "configmap", place.log_of(failing))
+        wait, kept = ("wait", f"--timeout={PATIENCE}s"), f"configmap/{place.log_of(failing)}"
+        place.kubectl(*wait, "--for=create", kept)
         happened = place.get("events.events.k8s.io")["items"]
         assert failing in {one["regarding"]["name"] for one in happened if one["regarding"]["kind"] == "Task"}
+        left = (f"ctask/{failing}", f"pod/{failing}-1", kept)
+        place.kubectl(*wait, "--for=delete", *left)  # its time is over
 
+        orphaned = place.apply("sleep 1000")
         place.until(orphaned, "Running")
         place.kubectl("delete", f"ctask/{orphaned}", "--cascade=orphan")
         place.until_gone(f"pod/{orphaned}-1")
 
+        robbed = place.apply("sleep 1000", maxRetries=0)
         place.until(robbed, "Running")
         operator.stop()
         place.kubectl("patch", f"pod/{robbed}-1", "--type=merge", "-p", '{"metadata": {"finalizers": null}}')
         place.kubectl("delete", f"pod/{robbed}-1", "--grace-period=0", "--force")
         operator = place.start_operator(**settings)
         place.until(robbed, "Failed")
-        place.until_gone(f"ctask/{failing}")  # its time is over
     finally:
         operator.stop()
 
@@ -61,6 +66,24 @@ def test_the_operator_uses_all_the_rights_it_has(kube: Kube, helm: Path, tmp_pat
     with kube.namespace() as place, account(helm, place, "operator") as name:
         operates(place, place.kubeconfig_of(name, tmp_path))
         until_used(kube, place, name, granted(rules(rights(helm, place, "operator", "r"))))
+
+
+@pytest.mark.timeout(300)
+def test_the_operator_has_no_right_twice(kube: Kube, helm: Path, tmp_path: Path) -> None:
+    def without(rule: int) -> None:
+        """The operator asks for what was taken away, and is not let."""
+        with kube.namespace() as place, account(helm, place, "operator", without=rule) as name:
+            operator = place.start_operator(kubeconfig=str(place.kubeconfig_of(name, tmp_path)))
+            try:
+                place.apply("echo words; exit 3")
+                until_forbidden(kube, place, name, granted([known[rule]]))
+            finally:
+                operator.stop()
+
+    with kube.namespace() as place:
+        known = rules(rights(helm, place, "operator", "r"))
+    with ThreadPoolExecutor(len(known)) as threads:
+        list(threads.map(without, range(len(known))))
 
 
 # -- the API
@@ -149,7 +172,7 @@ def tasks(shared: Place) -> tuple[str, str]:
 async def test_the_api_uses_all_the_rights_it_has(
     kube: Kube, shared: Place, helm: Path, tmp_path: Path, tasks: tuple[str, str]
 ) -> None:
-    with account(helm, shared, "api") as name:
+    with account(helm, shared, "api", f"{shared.name}-all") as name:
         settings = serving(shared, shared.kubeconfig_of(name, tmp_path), tmp_path)
         store = KubernetesStore(await connect(settings), settings)
         try:
@@ -159,18 +182,27 @@ async def test_the_api_uses_all_the_rights_it_has(
         until_used(kube, shared, name, granted(rules(rights(helm, shared, "api", "r"))))
 
 
-# -- both
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("usage")
+async def test_the_api_has_no_right_twice(
+    kube: Kube, shared: Place, helm: Path, tmp_path: Path, tasks: tuple[str, str]
+) -> None:
+    async def without(rule: int) -> None:
+        """The API asks for what was taken away, and is not let."""
+        with contextlib.ExitStack() as ends:
+            renting = account(helm, shared, "api", f"{shared.name}-{rule}", rule)
+            name = await asyncio.to_thread(ends.enter_context, renting)
+            kubeconfig = await asyncio.to_thread(shared.kubeconfig_of, name, tmp_path)
+            settings = serving(shared, kubeconfig, tmp_path)
+            store = KubernetesStore(await connect(settings), settings)
+            trying = asyncio.ensure_future(serves(store, settings, *tasks))
+            await asyncio.to_thread(until_forbidden, kube, shared, name, granted([known[rule]]))
+            await store.close()  # first: it cuts off what is under way
+            trying.cancel()
+            await asyncio.gather(trying, return_exceptions=True)
 
-
-def test_a_right_is_given_by_one_rule_alone_and_not_to_everybody(place: Place, helm: Path) -> None:
-    everybody = ("system:serviceaccounts", "system:authenticated")
-    asked = []
-    for part in ("operator", "api"):
-        known = rules(rights(helm, place, part, "r"))
-        every = [(role["metadata"].get("namespace", ""), grant) for role, rule in known for grant in of_rule(rule)]
-        assert len(every) == len({grant for _, grant in every})
-        asked += [review("anybody", namespace, *grant, groups=everybody) for namespace, grant in every]
-    assert answers(place, asked) == ["false"] * len(asked)
+    known = rules(rights(helm, shared, "api", "r"))
+    await asyncio.gather(*map(without, range(len(known))))
 
 
 # -- people
@@ -201,11 +233,13 @@ def test_who_may_view_or_edit_a_namespace_may_view_or_edit_its_tasks(place: Plac
 
 
 def granted(known: list[tuple[Json, Json]]) -> set[Grant]:
-    return {grant for _, rule in known for grant in of_rule(rule)}
-
-
-def of_rule(rule: Json) -> list[Grant]:
-    return list(itertools.product(rule["verbs"], rule["apiGroups"], rule["resources"]))
+    return {
+        (verb, group, resource)
+        for _, rule in known
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
 
 
 def until_used(kube: Kube, place: Place, name: str, grants: set[Grant]) -> None:
@@ -218,6 +252,16 @@ def until_used(kube: Kube, place: Place, name: str, grants: set[Grant]) -> None:
             asked.add(grant)
             if asked >= grants:
                 break
+        tail.terminate()
+
+
+def until_forbidden(kube: Kube, place: Place, name: str, grants: set[Grant]) -> None:
+    """Return once the record says that the account asked for one of those, and was not let."""
+    with subprocess.Popen(["tail", "-n", "+1", "-F", record(kube)], stdout=subprocess.PIPE, text=True) as tail:
+        assert tail.stdout is not None
+        next(
+            grant for grant, decision in asked_for(tail.stdout, place, name) if decision == "forbid" and grant in grants
+        )
         tail.terminate()
 
 

@@ -183,6 +183,17 @@ async def test_a_slow_follower_gets_what_the_kubelet_has_no_more(tmp_path: Path)
         assert (last.data, last.complete) == (b"", True)
 
 
+async def test_a_stream_that_is_only_just_opened_hides_nothing_from_others(tmp_path: Path) -> None:
+    server = Server()
+    server.whole["t-1"], server.followed["t-1"] = b"words\n", b"wo"
+    async with logs_of(server, tmp_path) as (_, logs):
+        following = asyncio.ensure_future(logs.wait(OF, 6))
+        for _ in range(2):
+            assert (await logs.read(OF, 0, 100, ended=False)).data == b"words\n"
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
 async def test_a_stream_that_breaks_off_is_opened_anew_after_a_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,8 +90,8 @@ class PodLogs:
             if not spool.over:
                 spool.drop()
         if spool is not None and not spool.dropped.is_set():
-            waits = offset == spool.end and spool.error is None
-            if spool.final or (not ended and (offset < spool.end or waits)):
+            has = offset < spool.end or (offset == spool.end and spool.error is None)
+            if spool.final or (has and not ended and spool.end >= spool.known):
                 return _slice(spool, offset, limit)
         copy = self._copies.get(of)
         if copy is None or not 0 < offset < copy.end:  # the kubelet cannot begin at an offset
@@ -119,12 +119,12 @@ class PodLogs:
 
     async def _whole(self, of: Log, source: AsyncGenerator[bytes, None], ended: bool) -> Spool:
         """`source`, to its end."""
-        copy = self._open(of, source, final=ended)
+        copy = self._open(of, source, 0, ended)
         try:
             await copy.wait(inf, READ_SECONDS)
             error = copy.error or (None if copy.over else TimeoutError())
             if isinstance(error, aiohttp.ClientError | TimeoutError | OSError):
-                raise unavailable(f"the log broke off: {error or type(error).__name__}")
+                raise unavailable(f"the log broke off: {str(error) or type(error).__name__}")
             if error is not None:
                 raise error
         except BaseException:
@@ -140,20 +140,20 @@ class PodLogs:
         if spool is None:
             if len(self._followed) >= MOST_FOLLOWED:
                 raise unavailable(f"{MOST_FOLLOWED} logs are followed already")
-            spool = self._followed[of] = self._open(of, self._from_pod(of, follow="true"), final=False)
+            spool = self._followed[of] = self._open(of, self._from_pod(of, follow="true"), beyond, False)
         await spool.wait(beyond, None)
         if spool.error is not None:
             await spool.dropped.wait()
         return spool.end > beyond or spool.error is not None
 
-    def _open(self, of: Log, source: AsyncGenerator[bytes, None], *, final: bool) -> Spool:
+    def _open(self, of: Log, source: AsyncGenerator[bytes, None], known: int, final: bool) -> Spool:
         def gone(spool: Spool) -> None:
             self._spools.discard(spool)
             for known in (self._followed, self._copies):
                 if known.get(of) is spool:
                     del known[of]
 
-        spool = Spool(source, self._room, gone, final=final)
+        spool = Spool(source, self._room, gone, known, final)
         self._spools.add(spool)
         return spool
 

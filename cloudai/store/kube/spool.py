@@ -41,10 +41,11 @@ class Spool:
     """What `source` brings. It ends itself when nobody reads it.
 
     `over`: nothing more comes, since the source has ended or, as `error` says, broke off. `final`: no log goes on after it.
+    `known`: how many bytes there are at least; with less it is not up to date.
     """
 
     def __init__(
-        self, source: AsyncGenerator[bytes, None], room: Room, gone: Callable[[Spool], None], *, final: bool
+        self, source: AsyncGenerator[bytes, None], room: Room, gone: Callable[[Spool], None], known: int, final: bool
     ) -> None:
         # Unbuffered, so that a full disk is noticed by who writes. `drop` closes it.
         self._file = tempfile.TemporaryFile(prefix="cloudai-log-", buffering=0)  # noqa: SIM115
@@ -56,6 +57,7 @@ class Spool:
         self._read_at = asyncio.get_running_loop().time()
         self.end = 0
         self.over = False
+        self.known = known
         self.final = final
         self.error: Exception | None = None
         self.dropped = asyncio.Event()

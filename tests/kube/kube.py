@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cloudai.store.kube.logs import Log
 from tests.cluster.cluster import NODE, Cluster
 from tests.cluster.images import SHELL, load
 from tests.engines import missing
@@ -141,6 +142,14 @@ class Place:
         command += ["logs", "--follow", f"--limit-bytes={count}", pod]
         told = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE)
         assert len(told.stdout) == count
+
+    def log_of(self, task: str, attempt: int = 1) -> str:
+        """The name of the ConfigMap that keeps that log."""
+        return Log(f"{task}-{attempt}", self.get("ctask", task)["metadata"]["uid"]).kept_as
+
+    def until_kept(self, task: str) -> None:
+        """The log of the first attempt is kept."""
+        self.kube.until_there(self.name, "configmap", self.log_of(task))
 
     def pods(self) -> list[Json]:
         found: list[Json] = self.get("pods")["items"]

@@ -38,11 +38,11 @@ def operates(place: Place, kubeconfig: Path) -> None:
     try:
         failing = place.apply("echo words; exit 3")
         place.until(failing, "Failed")
-        wait = ("wait", f"--timeout={PATIENCE}s")
-        place.kubectl(*wait, "--for=create", f"configmap/{failing}-1-log")
+        wait, kept = ("wait", f"--timeout={PATIENCE}s"), f"configmap/{place.log_of(failing)}"
+        place.kubectl(*wait, "--for=create", kept)
         happened = place.get("events.events.k8s.io")["items"]
         assert failing in {one["regarding"]["name"] for one in happened if one["regarding"]["kind"] == "Task"}
-        left = (f"ctask/{failing}", f"pod/{failing}-1", f"configmap/{failing}-1-log")
+        left = (f"ctask/{failing}", f"pod/{failing}-1", kept)
         place.kubectl(*wait, "--for=delete", *left)  # its time is over
 
         orphaned = place.apply("sleep 1000")
@@ -161,7 +161,7 @@ def tasks(shared: Place) -> tuple[str, str]:
     finished = shared.apply("echo done")
     running = shared.apply("echo ready; sleep 1000")
     shared.until(finished, "Completed")
-    shared.kube.until_there(shared.name, "configmap", f"{finished}-1-log")
+    shared.until_kept(finished)
     shared.kubectl("delete", "pod", f"{finished}-1")
     shared.until(running, "Running")
     return finished, running

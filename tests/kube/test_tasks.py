@@ -17,9 +17,9 @@ from tests.kube.kube import Kube, Place, conditions, task
 STUBBORN = "trap '' TERM; echo ready; while true; do sleep 0.1; done"
 
 
-def log(place: Place, run: str) -> str:
-    """What the archive keeps of an attempt."""
-    kept = place.get("configmap", f"{run}-log")
+def log(place: Place, task: str) -> str:
+    """What the archive keeps of a first attempt."""
+    kept = place.get("configmap", place.log_of(task))
     return zlib.decompress(b64decode(kept["binaryData"]["log.zlib"])).decode()
 
 
@@ -32,8 +32,8 @@ def test_a_task_runs_once_and_is_told_of(shared: Place) -> None:
     assert status["node"] == shared.kube.node
     assert conditions(found) == {"Scheduled": "True", "Started": "True", "Succeeded": "True", "Cancelled": "False"}
     assert status["startedAt"] <= status["finishedAt"]
-    shared.kube.until_there(shared.name, "configmap", f"{name}-1-log")
-    assert sorted(log(shared, f"{name}-1").split()) == ["err", "out"]  # two pipes: their order is nobody's promise
+    shared.until_kept(name)
+    assert sorted(log(shared, name).split()) == ["err", "out"]  # two pipes: their order is nobody's promise
 
 
 def test_a_bad_end_has_its_exit_code_and_reason(shared: Place) -> None:
@@ -45,8 +45,8 @@ def test_a_bad_end_has_its_exit_code_and_reason(shared: Place) -> None:
 def test_a_list_runs_as_given_and_without_a_command_the_image_decides(shared: Place) -> None:
     name = shared.apply(command=["echo", "a  b", "$HOME"])
     shared.until(name, "Completed")
-    shared.kube.until_there(shared.name, "configmap", f"{name}-1-log")
-    assert log(shared, f"{name}-1") == "a  b $HOME\n"
+    shared.until_kept(name)
+    assert log(shared, name) == "a  b $HOME\n"
     assert shared.until(shared.apply(), "Completed")["status"]["exitCode"] == 0
 
 
@@ -64,7 +64,7 @@ def test_a_running_task_is_cancelled_even_if_it_ignores_that(shared: Place) -> N
     assert (found["status"]["exitCode"], found["status"]["reason"]) == (137, "Cancelled")
     assert conditions(found)["Cancelled"] == "True"
     shared.until_gone(f"pod/{name}-1")
-    assert log(shared, f"{name}-1") == "ready\n"
+    assert log(shared, name) == "ready\n"
 
 
 def test_a_task_that_no_node_can_take_says_so_in_the_schedulers_words_and_can_be_cancelled(shared: Place) -> None:
@@ -160,7 +160,7 @@ def test_a_pod_deleted_by_hand_ends_its_task_with_what_it_said(shared: Place) ->
     found = shared.until(name, "Failed")
     assert (found["status"]["reason"], found["status"]["exitCode"]) == ("ContainerGone", 137)
     shared.until_gone(f"pod/{name}-1")
-    assert log(shared, f"{name}-1") == "ready\n"
+    assert log(shared, name) == "ready\n"
 
 
 def test_an_evicted_task_is_tried_again(shared: Place) -> None:
@@ -191,8 +191,8 @@ def test_another_task_of_the_same_name_has_nothing_of_the_one_before(shared: Pla
     found = shared.until(name, "Completed")
     assert found["metadata"]["uid"] != before
     assert (found["status"]["attempt"], found["status"]["exitCode"]) == (1, 0)
-    shared.kube.until_there(shared.name, "configmap", f"{name}-1-log")
-    assert log(shared, f"{name}-1") == "new\n"
+    shared.until_kept(name)
+    assert log(shared, name) == "new\n"
 
 
 def test_pods_of_others_that_look_like_ours_are_left_alone_and_told_of(place: Place) -> None:

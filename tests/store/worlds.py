@@ -196,8 +196,9 @@ class OnKubernetes:
         await self._until(task_id, lambda task: task.status.terminal)
 
     async def remove_log(self, task_id: str) -> None:
-        await asyncio.to_thread(self._place.kube.until_there, self._place.name, "configmap", f"{task_id}-1-log")
-        await self._kubectl("delete", f"configmap/{task_id}-1-log", f"pod/{task_id}-1")
+        await asyncio.to_thread(self._place.until_kept, task_id)
+        kept = await asyncio.to_thread(self._place.log_of, task_id)
+        await self._kubectl("delete", f"configmap/{kept}", f"pod/{task_id}-1")
 
     async def add_worker(self) -> str:
         if self._place.kube.own is None:

@@ -6,12 +6,14 @@ Projections, not whole objects: a Task, what a Pod holds, a Node without its ima
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from cloudai.resources import Run, Task, TaskStatus, Worker, WorkerState
+from cloudai.resources import Task, TaskStatus, Worker, WorkerState, run_id
+from cloudai.store.kube.awaited import Awaited
 from cloudai.store.kube.nodes import state_of, worker_of
 from cloudai.store.kube.pods import Held, held
 from cloudai.store.kube.revisions import Revisions
@@ -26,13 +28,13 @@ _Place = tuple[int, str]
 class TaskCache:
     """Every Task, by name and in the order of lists."""
 
-    def __init__(self, revisions: Revisions) -> None:
+    def __init__(self, revisions: Revisions, awaited: Awaited) -> None:
         self._revisions = revisions
+        self._awaited = awaited
         self._tasks: dict[str, Task] = {}
         self._attempts: dict[str, list[Attempt]] = {}
         self._uids: dict[str, str] = {}
         self._lists: defaultdict[_Filter, list[_Place]] = defaultdict(list)
-        self._awaited: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     # -- what the watch tells
 
@@ -59,7 +61,7 @@ class TaskCache:
             self._attempts[name] = attempts
         for event in _events(before, task):
             self._revisions.add(Kind.TASK, name, event)
-        self._wake(name)
+        self._awaited.wake(name)
 
     def deleted(self, resource: Json) -> None:
         if self._uids.get(resource["metadata"]["name"]) == resource["metadata"]["uid"]:
@@ -70,7 +72,7 @@ class TaskCache:
         self._attempts.pop(name, None)
         del self._uids[name]
         self._revisions.add(Kind.TASK, name, "deleted")
-        self._wake(name)
+        self._awaited.wake(name)
 
     def _place(self, task: Task, there: bool) -> None:
         place = (task.created_at, task.task_id)
@@ -84,15 +86,15 @@ class TaskCache:
                 if not places:
                     del self._lists[key]
 
-    def _wake(self, name: str) -> None:
-        for event in self._awaited.get(name, ()):
-            event.set()
-
     # -- what is asked
 
     def get(self, name: str) -> Task | None:
         """The Task of that name, as far as is known."""
         return self._tasks.get(name)
+
+    def uid(self, name: str) -> str:
+        """Of the Task of that name; empty where none is known."""
+        return self._uids.get(name, "")
 
     def attempts(self, name: str) -> Sequence[Attempt]:
         """Those that have ended."""
@@ -111,19 +113,11 @@ class TaskCache:
 
     async def until(self, name: str, true: Any, seconds: float) -> None:
         """Return when `true(task)` holds (None: no such task) or the time is over."""
-        event = asyncio.Event()
-        self._awaited[name].add(event)
-        try:
+        with self._awaited.of(name) as news, contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not true(self._tasks.get(name)):
-                    event.clear()
-                    await event.wait()
-        except TimeoutError:
-            return
-        finally:
-            self._awaited[name].discard(event)
-            if not self._awaited[name]:
-                del self._awaited[name]
+                    news.clear()
+                    await news.wait()
 
 
 def _events(before: Task | None, task: Task) -> list[str]:
@@ -139,8 +133,9 @@ def _events(before: Task | None, task: Task) -> list[str]:
 class PodCache:
     """What each Pod of the cluster holds, by node; and the Pods of ours by name."""
 
-    def __init__(self, revisions: Revisions, namespace: str, gpu: str) -> None:
+    def __init__(self, revisions: Revisions, awaited: Awaited, namespace: str, gpu: str) -> None:
         self._revisions = revisions
+        self._awaited = awaited
         self._gpu = gpu
         self._namespace = namespace
         self._held: dict[Key, Held] = {}
@@ -160,6 +155,8 @@ class PodCache:
             self._on[now.node][key] = now
         if now.run is not None and (before is None or before.run is None or before.run.phase is not now.run.phase):
             self._revisions.add(Kind.RUN, now.run.run_id, now.run.phase.value)
+        if now.run is not None:
+            self._awaited.wake(now.run.task_id)
 
     def deleted(self, resource: Json) -> None:
         key = key_of(resource)
@@ -167,7 +164,10 @@ class PodCache:
             self._drop(key)
 
     def _drop(self, key: Key) -> None:
-        self._take_off(self._held.pop(key).node, key)
+        gone = self._held.pop(key)
+        self._take_off(gone.node, key)
+        if gone.run is not None:
+            self._awaited.wake(gone.run.task_id)
 
     def _take_off(self, node: str | None, key: Key) -> None:
         if node:
@@ -175,15 +175,10 @@ class PodCache:
             if not self._on[node]:
                 del self._on[node]
 
-    def run(self, name: str) -> Run | None:
-        """The attempt of that name, while it has a Pod."""
-        found = self._held.get((self._namespace, name))
-        return found.run if found is not None else None
-
-    def log_is_due(self, name: str) -> bool:
-        """Whether the operator has not let go of the Pod of that attempt, since its log is not kept yet."""
-        found = self._held.get((self._namespace, name))
-        return found is not None and found.log_due
+    def attempt(self, task: str, uid: str, number: int) -> Held | None:
+        """That attempt of the Task of that uid, while it has a Pod: one of the same name may be of a Task before it."""
+        found = self._held.get((self._namespace, run_id(task, number)))
+        return found if found is not None and uid and found.owner == uid else None
 
     def on(self, node: str) -> list[Held]:
         """What Pods hold of that node."""

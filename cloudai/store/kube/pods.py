@@ -34,20 +34,28 @@ _DISRUPTIONS: Mapping[str, Reason] = {
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a Pod of anybody's holds of a node; `run` when it is an attempt of ours, and whether its log is still to be kept."""
+    """What a Pod of anybody's holds of a node; `run` when it is an attempt of ours, and `owner` the uid of its Task.
+
+    `log_over`: no byte will follow in its log. `log_due`: the log is still to be kept.
+    """
 
     node: str | None
     amount: Resources
     run: Run | None
+    owner: str = ""
+    log_over: bool = False
     log_due: bool = False
 
 
 def held(pod: Mapping[str, Any], gpu: str, namespace: str) -> Held:
     """`amount` is nothing once the Pod is over. `namespace`: where attempts of ours are."""
     ours = pod["metadata"]["namespace"] == namespace and attempt_of(pod) is not None
-    amount = NOTHING if over(pod) else requests_of(pod, gpu)
+    amount, node = (NOTHING if over(pod) else requests_of(pod, gpu)), pod["spec"].get("nodeName")
+    if not ours:
+        return Held(node, amount, None)
+    ended = bool((_container(pod.get("status") or {}).get("state") or {}).get("terminated"))
     log_due = FINALIZER in (pod["metadata"].get("finalizers") or ())
-    return Held(pod["spec"].get("nodeName"), amount, run_of(pod, gpu) if ours else None, log_due)
+    return Held(node, amount, run_of(pod, gpu), owner_of(pod), ended or over(pod), log_due)
 
 
 def attempt_of(pod: Mapping[str, Any]) -> tuple[str, int] | None:

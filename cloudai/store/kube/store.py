@@ -8,6 +8,7 @@ the watch tells of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -16,11 +17,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 from cloudai.errors import CloudAIError, Code, invalid, task_not_found, unavailable
-from cloudai.resources import Reason, Run, Task, TaskSpec, TaskStatus, WorkerState
+from cloudai.resources import Reason, Run, Task, TaskSpec, TaskStatus, WorkerState, run_id
 from cloudai.settings import Settings
 from cloudai.store.kube.api import Api, ApiError, NoCluster, as_unavailable, connect
+from cloudai.store.kube.awaited import Awaited
 from cloudai.store.kube.cache import NodeCache, PodCache, TaskCache
-from cloudai.store.kube.logs import Absent, PodLogs
+from cloudai.store.kube.logs import Absent, Log, PodLogs
+from cloudai.store.kube.pods import Held
 from cloudai.store.kube.revisions import Revisions
 from cloudai.store.kube.task_resource import CANCEL, GROUP, SUBMITTED, Json, millis, task_of, task_resource, tasks_path
 from cloudai.store.kube.watch import ODD, Follower, follow
@@ -61,8 +64,9 @@ class KubernetesStore:
         self._namespace = settings.namespace
         self._tasks_path = tasks_path(self._namespace)
         self._revisions = Revisions()
-        self._tasks = TaskCache(self._revisions)
-        self._pods = PodCache(self._revisions, self._namespace, settings.gpu_resource)
+        self._awaited = Awaited()
+        self._tasks = TaskCache(self._revisions, self._awaited)
+        self._pods = PodCache(self._revisions, self._awaited, self._namespace, settings.gpu_resource)
         self._nodes = NodeCache(self._revisions, self._pods, settings.gpu_resource)
         self._logs = PodLogs(api, self._namespace)
         self._last_id = 0
@@ -178,7 +182,8 @@ class KubernetesStore:
         """A queued task with the scheduler's present words; what is stored is when they were first said."""
         if task.status is not TaskStatus.QUEUED:
             return task
-        run = self._pods.run(f"{task.task_id}-{task.attempt + 1}")
+        pod = self._pod(task.task_id, task.attempt + 1)
+        run = None if pod is None else pod.run
         if run is None or run.phase.terminal or run.worker_id or run.message is None:
             words = task.message or "Waits for the operator to make its Pod."
             return replace(task, reason=task.reason or Reason.WAITING_FOR_CAPACITY, message=words)
@@ -247,18 +252,22 @@ class KubernetesStore:
 
     # -- logs
 
+    def _pod(self, task_id: str, number: int) -> Held | None:
+        return self._pods.attempt(task_id, self._tasks.uid(task_id), number)
+
+    def _log(self, task_id: str, number: int) -> Log:
+        return Log(run_id(task_id, number), self._tasks.uid(task_id))
+
     async def read_log(self, task_id: str, attempt: int | None, offset: int, limit: int) -> LogSlice:
         task = await self.get_task(task_id)
         number = task.attempt if attempt is None else attempt
-        run_id = f"{task_id}-{number}"
-        run = self._pods.run(run_id)
-        known = {one.attempt: one for one in self._tasks.attempts(task_id)}
-        if number < 1 or (number > task.attempt and run is None):
+        pod = self._pod(task_id, number)
+        if number < 1 or (number > task.attempt and pod is None):
             details = {"task_id": task_id, "attempt": number}
             raise CloudAIError(Code.ATTEMPT_NOT_FOUND, "The task has no such attempt", details)
-        ended = number in known or task.status.terminal or (run is not None and run.phase.terminal)
+        known = {one.attempt: one for one in self._tasks.attempts(task_id)}
         try:
-            return await self._read(run_id, offset, limit, ended)
+            return await self._read(task, number, offset, limit)
         except Absent:
             began = known[number].started_at if number in known else task.started_at
             if began is None:
@@ -267,30 +276,37 @@ class KubernetesStore:
         except ApiError as error:
             raise as_unavailable(error) from None
 
-    async def _read(self, run_id: str, offset: int, limit: int, ended: bool) -> LogSlice:
+    def _log_is_over(self, task: Task, number: int) -> bool:
+        pod = self._pod(task.task_id, number)
+        told = number in {one.attempt for one in self._tasks.attempts(task.task_id)}
+        return told or task.status.terminal or (pod is not None and pod.log_over)
+
+    async def _read(self, task: Task, number: int, offset: int, limit: int) -> LogSlice:
         """Between the kubelet, which has a log no more, and the operator, which does not have it yet, it is waited for."""
+        of, ended = self._log(task.task_id, number), self._log_is_over(task, number)
         deadline = time.monotonic() + LOG_SECONDS
         while True:
-            due = self._pods.log_is_due(run_id)
+            pod = self._pod(task.task_id, number)
             try:
-                return await self._logs.read(run_id, offset, limit, ended=ended)
+                return await self._logs.read(of, offset, limit, ended=ended)
             except Absent:
-                if not due:
+                if pod is None or not pod.log_due:
                     raise
             if time.monotonic() > deadline:
                 raise unavailable("the log of this attempt is not kept yet")
             await asyncio.sleep(LOG_AGAIN_SECONDS)
 
     async def wait_log(self, task_id: str, attempt: int | None, beyond: int, timeout: float) -> None:
-        task = await self.get_task(task_id)
-        number = task.attempt if attempt is None else attempt
-        run = self._pods.run(f"{task_id}-{number}")
-        if task.status.terminal or run is None or run.phase.terminal:
-            return
-        if run.started_at is None:
-            await self._tasks.until(task_id, lambda now: now is None or now.version != task.version, min(timeout, 1.0))
-            return
-        await self._logs.wait(run.run_id, beyond, timeout)
+        with self._awaited.of(task_id) as news, contextlib.suppress(TimeoutError):
+            task = await self.get_task(task_id)
+            number = task.attempt if attempt is None else attempt
+            if self._log_is_over(task, number):
+                return
+            pod = self._pod(task_id, number)
+            began = pod is not None and pod.run is not None and pod.run.started_at is not None
+            async with asyncio.timeout(timeout):
+                if not began or not await self._logs.wait(self._log(task_id, number), beyond):
+                    await news.wait()
 
     # -- beside
 

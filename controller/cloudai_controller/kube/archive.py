@@ -9,6 +9,7 @@ from typing import NamedTuple
 import aiohttp
 
 from cloudai.errors import CloudAIError, unavailable
+from cloudai.resources import Run
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.logs import READ_SECONDS, archive_body, is_removed, log_path
 from cloudai.store.kube.pods import CONTAINER
@@ -58,16 +59,15 @@ class Archive:
         """Keep the log of an attempt that has ended. Raises ApiError and `unavailable` when it cannot be read or kept now;
         what following has brought is there until the Pod is forgotten.
         """
-        run_id = pod.run.run_id
         read = await self._followed_to_the_end(pod)
         if not read.whole and pod.run.started_at is not None:
-            again = await self._read(run_id, READ_SECONDS)
+            again = await self._read(pod.run.run_id, READ_SECONDS)
             if len(again.data) >= len(read.data):
                 read = again
         if not read.data:
             return
         data = read.data if read.whole else read.data + BROKEN
-        body = await asyncio.to_thread(_body, run_id, task, data)
+        body = await asyncio.to_thread(_body, pod.run, task, data)
         try:
             await self._api.create(f"/api/v1/namespaces/{self._namespace}/configmaps", body)
         except ApiError as error:
@@ -116,12 +116,12 @@ class Archive:
         return _Read(_shortened(bytes(data), LONGEST_LOG) if len(data) > LONGEST_LOG else bytes(data), whole)
 
 
-def _body(run_id: str, task: Json, data: bytes) -> Json:
+def _body(run: Run, task: Json, data: bytes) -> Json:
     """Takes its time: not for the event loop."""
-    body = archive_body(run_id, task, data)
+    body = archive_body(run, task, data)
     while len(body["binaryData"]["log.zlib"]) > LARGEST_KEPT * 4 // 3:
         data = _shortened(data, len(data) // 2)
-        body = archive_body(run_id, task, data)
+        body = archive_body(run, task, data)
     return body
 
 

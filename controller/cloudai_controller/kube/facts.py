@@ -14,7 +14,7 @@ from collections.abc import Callable
 from cloudai.errors import CloudAIError
 from cloudai.resources import TaskStatus
 from cloudai.store.kube.api import Api, ApiError
-from cloudai.store.kube.pods import attempt_of, owner_of
+from cloudai.store.kube.pods import attempt_of, over, owner_of
 from cloudai.store.kube.task_resource import ATTEMPT_LABEL, PHASES, TASK_LABEL, Json, tasks_path
 from cloudai.store.kube.watch import ODD
 from cloudai_controller.kube.state import Memory
@@ -174,11 +174,13 @@ class Facts:
         put(found)
         return found
 
-    async def own_pod_is_there(self, name: str, owner: str) -> bool:
-        """Whether the Task of that uid has a Pod of that name. Raises ValueError for one that cannot be followed."""
+    async def own_pod_is_there(self, name: str, owner: str) -> bool | None:
+        """Whether the Pod of that name is that of the Task of that uid; None where there is none, or another's that is over.
+        Raises ValueError for one that cannot be followed.
+        """
         pod = await self.fetched_pod(name)
         if pod is None or owner_of(pod) != owner:
-            return False
+            return None if pod is None or over(pod) else False
         if attempt_of(pod) is None:
             raise ValueError(
                 f"somebody took our labels from Pod {name}: {TASK_LABEL} and {ATTEMPT_LABEL} must be there"

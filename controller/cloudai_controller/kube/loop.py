@@ -104,8 +104,11 @@ class Operator:
         runs = {pod_name: pod.run for pod_name, pod in pods.items()}
         current = run_id(name, task.attempt)
         if task.status in (TaskStatus.PENDING, TaskStatus.RUNNING) and current not in runs:
-            if await self.facts.own_pod_is_there(current, seen.uid):
+            own = await self.facts.own_pod_is_there(current, seen.uid)
+            if own:
                 return 0.0
+            if own is False:  # it may be this one's, which somebody took its owner from
+                return await self._wait_for_pod(resource, Decision(task, tuple(ended)), taken(current))
             runs[current] = vanished(task)
         coming = run_id(name, max(1, task.attempt + (task.status is TaskStatus.QUEUED)))
         failing, since = self._failing.get(name, ("", now))

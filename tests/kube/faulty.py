@@ -42,7 +42,9 @@ class Faulty:
         self._next = {what: itertools.cycle(kinds) for what, kinds in KINDS.items()}
         self.faults: Counter[tuple[str, str]] = Counter()
         self.absent: str | None = None  # the end of paths that are not there
-        self.due: list[str] = []  # how the next watches go wrong
+        self.due: list[str] = []  # how the next watches go wrong: as in KINDS, or `silent` until the end
+        self.silenced = asyncio.Event()
+        self._over = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def serving(self, directory: Path) -> AsyncIterator[Path]:
@@ -64,6 +66,7 @@ class Faulty:
             try:
                 yield path
             finally:
+                self._over.set()
                 await self._session.close()  # first, so that what is still passed on is cut off and not waited for
                 await runner.cleanup()
 
@@ -114,6 +117,9 @@ class Faulty:
                 return web.Response()
             out = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
             await out.prepare(request)
+            if fault == "silent":  # the connection is there, and nothing comes over it
+                self.silenced.set()
+                await self._over.wait()
             passed = 0
             with contextlib.suppress(ConnectionResetError, aiohttp.ClientError):
                 async for piece in answer.content.iter_any():

@@ -11,6 +11,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from cloudai.settings import Settings
+from cloudai.store.kube import watch
 from tests.api.conftest import OBEDIENT, Facade, error_of, facing
 from tests.api.test_telemetry import listening, told
 from tests.kube.faulty import KINDS, Faulty
@@ -42,6 +43,24 @@ async def test_tasks_applied_by_hand_are_tasks_like_any_other(facade: Facade, sh
     assert (task["user_id"], task["req_cpu"], task["command"]) == ("ben", 0.02, "echo by hand")
     assert (await facade.http.get("/api/tasks?user_id=ben")).json()["total"] == 1
     assert (await facade.http.get(f"/api/tasks/{name}/logs")).text == "by hand\n"
+
+
+async def test_it_hears_of_tasks_again_after_its_watches_fell_silent(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SILENCE", 1.0)
+    with place.almighty(tmp_path) as almighty:
+        faulty = Faulty(almighty)
+        faulty.due = ["silent"] * 3
+        async with faulty.serving(tmp_path) as kubeconfig:
+            through = replace(place, kube=replace(place.kube, kubeconfig=kubeconfig))
+            async with on_kubernetes(through, operated=False) as world:
+                await faulty.silenced.wait()
+                name = await asyncio.to_thread(place.apply, "true")
+                async for changes in world.store.watch(0):
+                    if name in {change.key for change in changes}:
+                        break
+    assert not faulty.due
 
 
 @pytest.mark.timeout(900)

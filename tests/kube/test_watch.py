@@ -8,8 +8,10 @@ import json
 from collections.abc import Set
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
+from cloudai.store.kube import watch
 from cloudai.store.kube.task_resource import Json
 from cloudai.store.kube.watch import Key, follow
 from tests.kube.stub import api_of
@@ -84,3 +86,32 @@ async def test_an_object_that_is_not_understood_keeps_nobody_from_the_others(tmp
         told.set()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_watch_that_falls_silent_is_taken_up_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SILENCE", 0.1)
+    asked: list[str] = []
+    again = asyncio.Event()
+
+    async def silent(request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query:
+            return listed()
+        asked.append(request.query["resourceVersion"])
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        if len(asked) == 1:
+            event = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}
+            await stream.write(json.dumps(event).encode() + b"\n")
+        else:
+            again.set()
+        await asyncio.Event().wait()
+        return stream
+
+    async with api_of(silent, tmp_path) as api:
+        following = asyncio.ensure_future(follow(api, "/things", Names(), lambda: None))
+        await again.wait()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert asked[:2] == ["7", "9"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Set
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Set
+from typing import Protocol
 
 import aiohttp
 import orjson
@@ -19,7 +19,7 @@ from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.task_resource import Json
 
 WATCH_SECONDS = 300  # the server ends a watch after this; the next one goes on from there
-SILENCE = 30.0  # seconds beyond WATCH_SECONDS that an unfinished watch may be silent
+SILENCE = 90.0  # seconds that a watch may say nothing: bookmarks come about every minute
 LONGEST_PAUSE = 10.0
 STEADY_SECONDS = 5.0  # a watch that lasted so long was none that ends at once
 LONGEST_LINE = 8 * 1024 * 1024
@@ -95,7 +95,7 @@ async def _watched(api: Api, path: str, follower: Follower, version: str) -> str
         "timeoutSeconds": WATCH_SECONDS,
     }
     try:
-        async with asyncio.timeout(WATCH_SECONDS + SILENCE), api.stream(path, **asked) as stream:
+        async with api.stream(path, **asked) as stream:
             async for line in _lines(stream):
                 version = _told(follower, line) or version
     except ApiError as error:
@@ -140,9 +140,14 @@ def key_of(resource: Json) -> Key:
     return resource["metadata"].get("namespace", ""), resource["metadata"]["name"]
 
 
-async def _lines(stream: aiohttp.StreamReader) -> Any:
+async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Raises TimeoutError after a silence: of a connection that is half there nothing else tells."""
     rest = b""
-    async for piece in stream.iter_any():
+    while True:
+        async with asyncio.timeout(SILENCE):
+            piece = await stream.readany()
+        if not piece:
+            return
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             yield line

@@ -69,6 +69,27 @@ def test_a_pod_that_is_being_deleted_is_over_when_the_kubelet_says_so() -> None:
 
 
 @pytest.mark.parametrize(
+    ("finished", "reason"),
+    [
+        ("2025-11-16T10:29:59Z", Reason.EXIT_CODE),  # deleted thereafter
+        ("2025-11-16T10:30:00Z", Reason.CONTAINER_GONE),
+        ("2025-11-16T10:30:09Z", Reason.CONTAINER_GONE),
+        (None, Reason.CONTAINER_GONE),
+    ],
+)
+@pytest.mark.parametrize(
+    ("deleted", "grace"), [("2025-11-16T10:30:30Z", 30), ("2025-11-16T10:30:00Z", 0)], ids=["asked", "done"]
+)
+def test_a_command_that_ended_before_its_pod_was_deleted_ended_by_itself(
+    deleted: str, grace: int, finished: str | None, reason: Reason
+) -> None:
+    state = {"exitCode": 3, "reason": "Error"} | ({} if finished is None else {"finishedAt": finished})
+    status = {"phase": "Failed", "containerStatuses": [{"name": "task", "state": {"terminated": state}}]}
+    run = run_of(pod(status, deletionTimestamp=deleted, deletionGracePeriodSeconds=grace))
+    assert (run.phase, run.reason, run.exit_code) == (RunPhase.FAILED, reason, 3)
+
+
+@pytest.mark.parametrize(
     ("name", "labels"),
     [
         ("t-2", LABELS),

@@ -197,7 +197,7 @@ def _ended(pod: Mapping[str, Any], status: Mapping[str, Any], ended: Mapping[str
         return RunPhase.FAILED, Reason.OOM_KILLED, "It needed more memory than it asked for."
     if ended.get("reason") == "StartError":
         return RunPhase.FAILED, *_start_error(str(ended.get("message") or ""))
-    if meta.get("deletionTimestamp") is not None:
+    if meta.get("deletionTimestamp") is not None and not _ended_before(meta, ended):
         return RunPhase.FAILED, Reason.CONTAINER_GONE, "Its Pod was deleted."
     if ended.get("reason") in ("ContainerStatusUnknown", "Unknown"):
         node = pod["spec"].get("nodeName")
@@ -206,6 +206,13 @@ def _ended(pod: Mapping[str, Any], status: Mapping[str, Any], ended: Mapping[str
         return RunPhase.FAILED, Reason.EXIT_CODE, f"The command ended with exit code {ended['exitCode']}; see the logs."
     why = words or status.get("reason") or "it says no more"
     return RunPhase.LOST, Reason.EVICTED, f"Node {pod['spec'].get('nodeName')} did not take it: {why}"
+
+
+def _ended_before(meta: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
+    """Whether the command had ended when the deletion was asked for, which is its grace before what Kubernetes tells."""
+    finished, deleted = millis(ended.get("finishedAt")), millis(meta["deletionTimestamp"])
+    grace = 1000 * int(meta.get("deletionGracePeriodSeconds") or 0)
+    return finished is not None and deleted is not None and finished < deleted - grace
 
 
 def _start_error(words: str) -> tuple[Reason, str]:

@@ -102,12 +102,12 @@ class Operator:
 
     async def _look(self, name: str) -> float | None:
         """Everything a Task needs now; returns the seconds until it needs a look though nothing changes."""
-        unsettled = self._settle() - (time.monotonic() - self._moved_at.get(name, float("-inf")))
-        if unsettled > 0:
-            return unsettled
-        self._moved_at.pop(name, None)
-        self._unmade.pop(name, None)
         try:
+            unsettled = self._settle() - (time.monotonic() - self._moved_at.get(name, float("-inf")))
+            if unsettled > 0:
+                return unsettled
+            self._moved_at.pop(name, None)
+            self._unmade.pop(name, None)
             return await self._reconcile(name)
         finally:
             if self._unmade and self._making < MAKERS:

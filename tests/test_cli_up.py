@@ -194,6 +194,13 @@ def test_a_cancelled_task_ends_cancelled(up: Up) -> None:
     assert up.document("get", task_id)["status"] == "cancelled"
 
 
+def test_of_several_tasks_to_cancel_one_that_is_none_holds_up_no_other(up: Up) -> None:
+    task_id = up.submit("sleep 1000")
+    done = up.cloudai("cancel", "none", task_id)
+    assert (done.returncode, done.stderr) == (1, "Task not found: task_id none\n")
+    assert up.cloudai("wait", task_id).returncode == 125
+
+
 def test_a_waiting_task_says_why(up: Up) -> None:
     task_id = up.submit("true", "--memory", "100000")
     task = up.document("get", task_id)

@@ -226,7 +226,7 @@ def _verdict(view: View, wish: Run, container: Container) -> tuple[RunPhase, str
         text = f"The container wrote more than the {_gib(wish.resources.storage)} it asked for; raise req_storage."
         return RunPhase.FAILED, Reason.STORAGE_LIMIT_EXCEEDED, text
     if cause is Cause.DEADLINE or _over_time(wish, container):
-        text = f"The container was stopped after timeout_seconds ({wish.timeout_seconds}); raise it for longer work."
+        text = f"It was stopped after timeout_seconds ({wish.timeout_seconds}); raise it for longer work."
         return RunPhase.FAILED, Reason.DEADLINE_EXCEEDED, text
     if container.exit_code == 0:  # even if the engine ended a child of it for its memory: the command says it coped
         return RunPhase.SUCCEEDED, None, view.note or "The command ended with exit code 0."

@@ -62,6 +62,7 @@ class AgentHub:
         try:
             await self._check_token(websocket)
         except CloudAIError as error:
+            log.warning("an agent at %s is refused: %s", websocket.client and websocket.client.host, error.message)
             await websocket.send_denial_response(envelope(error))
             return
         await websocket.accept()

@@ -6,9 +6,11 @@ import click
 
 from cloudai.cli.follow import ended, exit_status, follow, verdict, write
 from cloudai.cli.output import now, task_details, task_table
-from cloudai.cli.session import Session, client_command, json_flag
+from cloudai.cli.session import REFUSED, Session, client_command, json_flag, one_line
 from cloudai.client import task_path
+from cloudai.errors import CloudAIError
 from cloudai.resources import TaskStatus
+from cloudai.transport import Unreachable
 
 ACTIVE = (TaskStatus.RUNNING, TaskStatus.PENDING, TaskStatus.QUEUED)
 
@@ -64,11 +66,20 @@ async def logs(session: Session, task_id: str, following: bool, attempt: int | N
 @click.argument("task_ids", metavar="TASK_ID…", nargs=-1, required=True)
 @json_flag
 @client_command
-async def cancel(session: Session, task_ids: tuple[str, ...]) -> None:
+async def cancel(session: Session, task_ids: tuple[str, ...]) -> int:
     """End tasks. The answer comes at once; a task reads `cancelled` once its container is gone."""
+    refused = False
     for task_id in task_ids:
-        answer = await session.client.post(f"{task_path(task_id)}/cancel")
-        session.show(answer, f"{task_id}: {answer['message']}")
+        try:
+            answer = await session.client.post(f"{task_path(task_id)}/cancel")
+        except Unreachable:
+            raise
+        except CloudAIError as error:  # the others are cancelled all the same
+            click.echo(one_line(error), err=True)
+            refused = True
+        else:
+            session.show(answer, f"{task_id}: {answer['message']}")
+    return REFUSED if refused else 0
 
 
 @click.command()

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -68,7 +69,8 @@ def welcome(settings: Settings, url: str, worker: LocalWorker | None) -> str:
     lines += [f"  WARNING   {warning}" for warning in warnings] + [""] * bool(warnings)
     if url != DEFAULT_URL:
         lines.append(f"  First     export CLOUDAI_SERVER={url}")
-    command = "cloudai" if shutil.which("cloudai") else os.path.relpath(sys.argv[0])
+    beside = Path(sys.executable).with_name("cloudai")  # where an installation puts it
+    command = "cloudai" if shutil.which("cloudai") else os.path.relpath(beside)
     if worker is not None:
         lines.append(f"  Try       {command} submit --wait -i busybox -- 'echo hello from $(hostname)'")
     lines += [f"  {'Try' if worker is None else '':<10}{command} ps -a", "  Stop      Ctrl-C"]

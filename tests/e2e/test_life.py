@@ -77,7 +77,7 @@ def test_a_missing_command_says_so(cluster: Cluster, place: Place) -> None:
 def test_a_deadline_ends_the_task(cluster: Cluster, place: Place) -> None:
     task = cluster.until(cluster.submit(place.image, "sleep 600", timeout_seconds=1), "failed")
     assert task["reason"] == "DeadlineExceeded"
-    assert task["message"] == "The container was stopped after timeout_seconds (1); raise it for longer work."
+    assert task["message"] == "It was stopped after timeout_seconds (1); raise it for longer work."
     eventually("nothing is left", lambda: not place.running(cluster))
 
 

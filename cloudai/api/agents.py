@@ -19,6 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cloudai.api.agent_session import Beat, Session
 from cloudai.api.answers import envelope
+from cloudai.api.clients import Clients
 from cloudai.errors import CloudAIError, Code
 from cloudai.resources import Run, Worker
 from cloudai.settings import Settings
@@ -45,9 +46,10 @@ TRY_AGAIN = 1013
 class AgentHub:
     """`connect` serves one agent; `run` goes on as long as the facade does."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, clients: Clients) -> None:
         self._store = store
         self._settings = settings
+        self._clients = clients
         self._flush_seconds = min(1.0, settings.heartbeat_seconds / 2)
         self._sessions: dict[str, Session] = {}
         self._beats: list[Beat] = []
@@ -62,7 +64,7 @@ class AgentHub:
         try:
             await self._check_token(websocket)
         except CloudAIError as error:
-            log.warning("an agent at %s is refused: %s", websocket.client and websocket.client.host, error.message)
+            log.warning("an agent at %s is refused: %s", self._clients.address(websocket.scope), error.message)
             await websocket.send_denial_response(envelope(error))
             return
         await websocket.accept()

@@ -87,7 +87,7 @@ def create_app(store: FacadeStore, settings: Settings) -> Starlette:
     hosts = HostCheck(settings)
     changes = Changes(store)
     limits = RateLimit(settings, clients) if settings.rate_limit_enabled else None
-    hub = AgentHub(store.agents, settings) if store.agents is not None else None
+    hub = AgentHub(store.agents, settings, clients) if store.agents is not None else None
     places = followers = None
     if limits is not None:
         most = settings.rate_limit_websockets

@@ -156,9 +156,8 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that is active, read at one revision: tasks that are not finished, every worker, live runs, and of placed tasks the
-
-    current run even where it has ended.
+    """All that is active, read at one revision: tasks that are not finished, every worker, live runs, and of placed tasks
+    the current run even where it has ended.
     """
 
     revision: int

@@ -1,4 +1,4 @@
-"""What kopf is for: it follows Tasks and Pods, and each event puts a key into the queue. Nothing is decided here.
+"""What kopf is for: it follows Tasks, and each event puts a key into the queue. Nothing is decided here.
 
 kopf's own handlers act on what an event says happened; ours look at what is. Its events may be late, doubled or lost: the
 memory keeps the newer version, and the operator's slow list repairs the rest.

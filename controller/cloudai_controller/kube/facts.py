@@ -2,7 +2,7 @@
 
 Events of Tasks are kopf's, and its watches may fall silent. So every few minutes what is live is listed and compared: what no
 event told of is made good, and where events stay away for good the process ends, since a new one hears again. Pods change
-three times as often, and what kopf does for each event costs more than all that is done here: they have a watch of ours.
+more than twice as often, and what kopf does for each event costs more than all that is done here: they have a watch of ours.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Facts:
         self.heard_at = time.monotonic()
         attempt = attempt_of(resource)
         if attempt is not None and self.memory.put_pod(resource):
-            ends = over(resource) or resource["metadata"].get("deletionTimestamp") is not None
+            pod = self.memory.pods[attempt[0]][resource["metadata"]["name"]]
+            ends = pod.run.phase.terminal or pod.deleting
             (self._changed if ends else self._moved)(attempt[0])
 
     def deleted(self, resource: Json) -> None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tests.cluster.binaries import Missing
 
@@ -403,7 +404,7 @@ def _played_nodes(cluster: Cluster, programs: Mapping[str, Path], count: int) ->
         kubectl(cluster, programs, "create", "-f", "-", given=nodes)
 
 
-def played_node(name: str, cores: int = 32, **labels: str) -> dict[str, object]:
+def played_node(name: str, cores: int = 32, **labels: str) -> dict[str, Any]:
     """A node that no pod lands on unless it tolerates it."""
     amounts = {"cpu": str(cores), "memory": "256Gi", "ephemeral-storage": "1Ti", "pods": "1000", "nvidia.com/gpu": "8"}
     return {

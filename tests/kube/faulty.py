@@ -42,7 +42,7 @@ class Faulty:
         self._next = {what: itertools.cycle(kinds) for what, kinds in KINDS.items()}
         self.faults: Counter[tuple[str, str]] = Counter()
         self.absent: str | None = None  # the end of paths that are not there
-        self.due: list[str] = []  # how the next watches go wrong: as in KINDS, or `silent` until the end
+        self.due: dict[str, str] = {}  # how the next watch of a path that ends so goes wrong: as in KINDS, or `silent`
         self.silenced = asyncio.Event()
         self._over = asyncio.Event()
 
@@ -90,8 +90,8 @@ class Faulty:
     def _fault(self, request: web.Request) -> str:
         """How this request goes wrong, if it does. Nothing is in conflict with an object that is only just made."""
         what = "watch" if "watch" in request.query else "read" if request.method in ("GET", "HEAD") else "write"
-        if what == "watch" and self.due:
-            return self.due.pop()
+        if what == "watch" and (collection := "/" + request.path.rpartition("/")[2]) in self.due:
+            return self.due.pop(collection)
         if not self._badness:
             return ""
         untried = what == "watch" and len(self.faults.keys() & {(what, kind) for kind in KINDS[what]}) < len(

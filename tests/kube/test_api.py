@@ -51,7 +51,7 @@ async def test_it_hears_of_tasks_again_after_its_watches_fell_silent(
     monkeypatch.setattr(watch, "SILENCE", 1.0)
     with place.almighty(tmp_path) as almighty:
         faulty = Faulty(almighty)
-        faulty.due = ["silent"] * 3
+        faulty.due = {"/tasks": "silent", "/pods": "silent", "/nodes": "silent"}
         async with faulty.serving(tmp_path) as kubeconfig:
             through = replace(place, kube=replace(place.kube, kubeconfig=kubeconfig))
             async with on_kubernetes(through, operated=False) as world:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from cloudai.store.kube.task_resource import Json, instant
 from tests.cluster.cluster import played_node
 from tests.engines import missing
 from tests.kube.kube import Kube, Operating, Place
@@ -27,9 +29,16 @@ class Nodes:
         self.names: list[str] = []
 
     def add(self, cores: int = 32) -> str:
+        return self._add(lambda name: played_node(name, cores, place=self._place.name))
+
+    def add_mute(self) -> str:
+        """A node that was ready once, of which nobody ever tells anything again, or sees to its pods."""
+        return self._add(lambda name: _mute(played_node(name, place=self._place.name)))
+
+    def _add(self, of: Callable[[str], Json]) -> str:
         name = f"{self._place.name}-node-{next(self._numbers)}"
-        self._place.kubectl("create", "-f", "-", given=played_node(name, cores, place=self._place.name))
         self.names.append(name)
+        self._place.kubectl("create", "-f", "-", given=of(name))
         self._place.kubectl("wait", "--for=condition=Ready", f"node/{name}", "--timeout=60s")
         return name
 
@@ -41,14 +50,26 @@ class Nodes:
         wish["tolerations"] = [*tolerations, {"operator": "Exists", **silent}]
         return self._place.apply(pod=wish, resources={"cpu": cpu, "memory": "64Mi"})
 
-    def silence(self, name: str) -> None:
-        """Nobody speaks for the node, or sees to its pods, from now on: another one than the player holds its lease."""
-        spec = {"holderIdentity": "nobody", "leaseDurationSeconds": 3600}
-        lease = ("patch", "lease", name, "--type=merge", "-p", json.dumps({"spec": spec}))
-        self._place.kube.kubectl("-n", "kube-node-lease", *lease)
+    def began(self, pod: str) -> None:
+        """What a mute node would have said of a pod before."""
+        self._place.kubectl("wait", "--for=create", f"pod/{pod}", "--timeout=60s")
+        self._place.kubectl("wait", "--for=condition=PodScheduled", f"pod/{pod}", "--timeout=60s")
+        [container] = self._place.get("pod", pod)["spec"]["containers"]
+        now = instant(time.time_ns() // 1_000_000)[:19] + "Z"
+        said = {"name": container["name"], "image": container["image"], "imageID": "", "ready": True, "restartCount": 0}
+        said["state"] = {"running": {"startedAt": now}}
+        status = json.dumps({"status": {"phase": "Running", "startTime": now, "containerStatuses": [said]}})
+        self._place.kubectl("patch", "pod", pod, "--subresource=status", "--type=merge", "-p", status)
 
     def close(self) -> None:
         self._place.kubectl("delete", "node", "--ignore-not-found", *self.names)
+
+
+def _mute(node: Json) -> Json:
+    """Without a player, and as ready as the first word of a kubelet makes it."""
+    del node["metadata"]["annotations"]
+    node["status"]["conditions"] = [{"type": "Ready", "status": "True", "reason": "Said", "message": "said once"}]
+    return node
 
 
 @pytest.fixture
@@ -73,16 +94,17 @@ def reasons(place: Place, name: str) -> list[str | None]:
 
 @pytest.mark.timeout(400)
 def test_tasks_of_lost_nodes_run_again_elsewhere_once_they_cannot_live_any_more(place: Place, nodes: Nodes) -> None:
-    going_silent = nodes.add()
-    silenced = nodes.task()
-    assert runs(place, silenced, 1) == going_silent
-    place.kubectl("cordon", going_silent)
     going_away = nodes.add()
     orphaned = nodes.task()
     assert runs(place, orphaned, 1) == going_away
+    place.kubectl("cordon", going_away)
+    going_silent = nodes.add_mute()
+    silenced = nodes.task()
+    nodes.began(f"{silenced}-1")
+    assert runs(place, silenced, 1) == going_silent
+    place.kubectl("cordon", going_silent)
     spare = nodes.add()
 
-    nodes.silence(going_silent)
     place.kubectl("delete", "node", going_away)
 
     assert runs(place, orphaned, 2) == spare

@@ -66,7 +66,7 @@ async def test_it_waits_for_the_task_resource_and_hears_of_tasks_from_then_on(pl
 async def test_it_hears_of_tasks_again_after_watches_were_refused(place: Place, tmp_path: Path) -> None:
     with place.almighty(tmp_path) as almighty:
         faulty = Faulty(almighty)
-        faulty.due = ["gone"] * 3
+        faulty.due = {"/tasks": "gone", "/pods": "gone"}
         async with faulty.serving(tmp_path) as kubeconfig, operating(place, kubeconfig) as operator:
             await asyncio.to_thread(operator.until_it_says, "events broke off")
             await completes_two(place)

@@ -104,6 +104,7 @@ class Reason(StrEnum):
     WAITING_FOR_CAPACITY = "WaitingForCapacity"
     TOO_LARGE = "TooLargeForEveryWorker"
     NO_WORKERS = "NoWorkers"
+    WORKER_INACTIVE = "WorkerInactive"
     # On Kubernetes only
     EVICTED = "Evicted"
     PREEMPTED = "Preempted"
@@ -130,6 +131,7 @@ REASON_MEANING: Mapping[Reason, str] = {
     Reason.WAITING_FOR_CAPACITY: "Waits: every worker that could hold it is busy; the message says what is short.",
     Reason.TOO_LARGE: "Waits: it asks for more than any worker has.",
     Reason.NO_WORKERS: "Waits: no worker is active.",
+    Reason.WORKER_INACTIVE: "Its worker is not active: the task may go on there, or be lost with it; the message says more.",
     Reason.EVICTED: "Kubernetes: its node ended it, for want of resources, a drain or a shutdown.",
     Reason.PREEMPTED: "Kubernetes: the scheduler ended it to make room for a Pod of higher priority.",
     Reason.POD_REFUSED: "Kubernetes: the cluster does not admit a Pod like this; the message has its words.",

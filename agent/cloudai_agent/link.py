@@ -33,6 +33,7 @@ FIRST_RETRY = 0.1  # seconds
 LAST_RETRY = 5.0
 REFUSED_RETRY = 15.0
 ANSWER_SECONDS = 15.0  # how long the server may take to answer a registration
+LAST_WORD_SECONDS = 1.0  # how long an agent that is stopped may take to say so
 
 
 class Listener(Protocol):
@@ -66,6 +67,7 @@ class Link:
         self._listener = listener
         self._joined = False  # this try has got as far as a registration
         self._out: _Outbox | None = None
+        self._connection: ClientConnection | None = None  # once a registration was sent
 
     def send(self, message: Message) -> None:
         if self._out is not None:
@@ -74,6 +76,13 @@ class Link:
     def send_log(self, run_id: str, offset: int, data: bytes) -> None:
         if self._out is not None:
             self._out.put_log(encode_log(run_id, offset, data))
+
+    async def say_last(self, message: Message) -> None:
+        """Send before the connection is ended, in front of all that waits."""
+        if self._connection is not None:
+            with contextlib.suppress(ConnectionClosed, OSError, TimeoutError):
+                async with asyncio.timeout(LAST_WORD_SECONDS):
+                    await self._connection.send(encode(message))
 
     async def run(self) -> None:
         delay = FIRST_RETRY
@@ -112,12 +121,19 @@ class Link:
     async def _serve(self, connection: ClientConnection) -> None:
         register, sent_at = self._registration()
         await connection.send(encode(register))
-        async with asyncio.timeout(ANSWER_SECONDS):
-            terms = from_server.validate_json(await connection.recv())
-        if isinstance(terms, Refused):
-            raise _Refusal(terms.message)
-        if not isinstance(terms, Registered):
-            raise ValueError("the server did not answer the registration")
+        self._connection = connection
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                terms = from_server.validate_json(await connection.recv())
+            if isinstance(terms, Refused):
+                raise _Refusal(terms.message)
+            if not isinstance(terms, Registered):
+                raise ValueError("the server did not answer the registration")
+            await self._joined_with(terms, sent_at, connection)
+        finally:
+            self._connection = None
+
+    async def _joined_with(self, terms: Registered, sent_at: float, connection: ClientConnection) -> None:
         self._out, self._joined = _Outbox(), True
         try:
             self._listener.registered(terms, sent_at)

@@ -49,6 +49,7 @@ LONG_CALLS = 10_000  # pulls and stops at a time: more than there are runs, sinc
 LOOK_SECONDS = 30.0  # how often all containers are listed again: repairs what an event did not tell
 PROGRESS_SECONDS = 1.0  # between reports of how far a pull is
 RETRY_SECONDS = 1.0  # between questions to an engine that does not answer
+STOPPED = "its agent was stopped"
 PROCESS_NOTE = "Runs as a plain process of the worker: the image is ignored."
 
 
@@ -91,6 +92,8 @@ class Agent:
                 done, _ = await asyncio.wait([asked, *tasks], return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
+                self._stopping = True
+                await self._link.say_last(self._sign_of_life())
             finally:
                 self._stopping = True
                 for task in (asked, *tasks, *self._calls):
@@ -440,16 +443,19 @@ class Agent:
                 async with asyncio.timeout(self._heartbeat_seconds):
                     await self._beat.wait()
             self._beat.clear()
-            cpu, memory = telemetry.usage()
-            self._link.send(
-                HeartbeatMessage(
-                    sent_at=clock(),
-                    ready=self._problem is None,
-                    problem=self._problem[:1000] if self._problem else None,
-                    cpu_usage=cpu,
-                    memory_usage=memory,
-                )
-            )
+            self._link.send(self._sign_of_life())
+
+    def _sign_of_life(self) -> HeartbeatMessage:
+        """The last one says that no other follows: nothing more is to be placed here until an agent is back."""
+        problem = STOPPED if self._stopping else self._problem
+        cpu, memory = telemetry.usage()
+        return HeartbeatMessage(
+            sent_at=clock(),
+            ready=problem is None,
+            problem=problem[:1000] if problem else None,
+            cpu_usage=cpu,
+            memory_usage=memory,
+        )
 
 
 def _report(watched: Watched, tell: Tell) -> Report:

@@ -55,7 +55,10 @@ class AgentHub:
         self._beats: list[Beat] = []
 
     async def run(self) -> None:
-        await asyncio.gather(self._follow(), self._flush_beats(), self._repeat())
+        try:
+            await asyncio.gather(self._follow(), self._flush_beats(), self._repeat())
+        finally:
+            await self._store_beats()  # among them may be the last word of a worker that was stopped
 
     # -- one agent
 
@@ -205,23 +208,26 @@ class AgentHub:
     # -- heartbeats
 
     async def _flush_beats(self) -> None:
-        """Store the heartbeats that came, all in one transaction, and acknowledge them once they are durable."""
         while True:
             await asyncio.sleep(self._flush_seconds)
-            beats, self._beats[:] = list(self._beats), []
-            if not beats:
-                continue
-            try:
-                await self._store.record_heartbeats([_stored(beat) for beat in beats])
-            except CloudAIError as error:
-                # Not acknowledged: the agents' leases run on, and their next heartbeats try again.
-                log.warning("heartbeats were not stored: %s", error.details.get("reason", error.message))
-                continue
-            except Exception:
-                log.exception("heartbeats were not stored")
-                continue
-            for beat in beats:
-                beat.session.send(HeartbeatAck(sent_at=beat.message.sent_at))
+            await self._store_beats()
+
+    async def _store_beats(self) -> None:
+        """Store the heartbeats that came, all in one transaction, and acknowledge them once they are durable."""
+        beats, self._beats[:] = list(self._beats), []
+        if not beats:
+            return
+        try:
+            await self._store.record_heartbeats([_stored(beat) for beat in beats])
+        except CloudAIError as error:
+            # Not acknowledged: the agents' leases run on, and their next heartbeats try again.
+            log.warning("heartbeats were not stored: %s", error.details.get("reason", error.message))
+            return
+        except Exception:
+            log.exception("heartbeats were not stored")
+            return
+        for beat in beats:
+            beat.session.send(HeartbeatAck(sent_at=beat.message.sent_at))
 
 
 def _other_protocol(text: str) -> Refused | None:

@@ -127,7 +127,7 @@ def _paths(
     store: FacadeStore, settings: Settings, changes: Changes, followers: Places | None, metrics: Metrics
 ) -> Paths:
     """Every path and its handlers; of those with a variable part, the busiest first."""
-    crew = Crew(store, settings.heartbeat_ms)
+    crew = Crew(store, settings)
     tasks = Tasks(store, crew, changes, settings.max_body_bytes)
     workers = Workers(store, settings.heartbeat_ms)
     health = Health(store, crew, metrics, settings.heartbeat_ms)

@@ -1,4 +1,4 @@
-"""Why a queued task waits, in words: a pure function of the wish, the workers and the time.
+"""Why a task does not go on, in words: a pure function of the wish, the workers and the time.
 
 Nothing of it is stored: it is computed when somebody asks, so it is never out of date.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cloudai.resources import GIB, Reason, Resources, Task, WorkerState, gpu_shares
+from cloudai.resources import GIB, Reason, Resources, Task, TaskStatus, Worker, WorkerState, gpu_shares
 
 NAMED = 4  # workers named in one message; the rest are counted
 
@@ -44,6 +44,21 @@ def explain_wish(wish: Resources, workers: Sequence[WorkerState], now: int, hear
         for short, state in nearest[:NAMED]
     )
     return Waiting(Reason.WAITING_FOR_CAPACITY, f"Waits for room: {named}{_others(len(nearest))}.")
+
+
+def explain_inactive(task: Task, worker: Worker, now: int, lease_seconds: float) -> Waiting:
+    """What is uncertain of `task`, which was given to `worker`, and that is not active."""
+    heard = f"was last heard of {max(0, now - worker.last_heartbeat) // 1000} s ago"
+    problem = "" if worker.ready else f" and said: {worker.problem or 'it is not ready'}"
+    if task.status is TaskStatus.RUNNING:
+        here = "What runs there goes on as far as anybody can know."
+    else:
+        here = "The task goes on there once the worker is back."
+    if lease_seconds == float("inf"):
+        later = ""
+    else:
+        later = f" If it sends nothing for {lease_seconds:g} s, this attempt counts as lost."
+    return Waiting(Reason.WORKER_INACTIVE, f"Worker {worker.worker_id} {heard}{problem}. {here}{later}")
 
 
 def _nobody(known: int) -> str:

@@ -17,7 +17,7 @@ from cloudai.api.crew import Crew
 from cloudai.api.models import ListQuery, NoQuery, TaskGetQuery, TaskRequest
 from cloudai.api.routing import Request
 from cloudai.errors import invalid, task_not_found
-from cloudai.resources import Resources, Task, TaskSpec, TaskStatus
+from cloudai.resources import Resources, Task, TaskSpec
 from cloudai.store.protocol import FacadeStore, Idempotency, TaskQuery
 
 REPAIR = 5.0  # seconds after which a held-back answer reads its task again, should a wake-up have been lost
@@ -71,9 +71,7 @@ class Tasks:
             task = await self._changed(task_id, query)
         else:
             task = await self._store.get_task(task_id)
-        if task.status is TaskStatus.QUEUED:
-            return Json(views.full(task, await self._crew.why(task)))
-        return Json(views.full(task))
+        return Json(views.full(task, await self._crew.why(task)))
 
     async def _changed(self, task_id: str, query: TaskGetQuery) -> Task:
         """The task when it has ended or has another version than asked for, or when the time is over."""

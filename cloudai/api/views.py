@@ -23,7 +23,7 @@ def summary(task: Task) -> Document:
 
 
 def full(task: Task, waiting: Waiting | None = None) -> Document:
-    """Every field of a task. `waiting`: why a queued one waits."""
+    """Every field of a task. `waiting`: what keeps it from going on."""
     spec = task.spec
     wish = spec.resources
     return {

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cloudai.resources import Resources, Run, RunPhase, TaskSpec, TaskStatus
+from cloudai.resources import Resources, Run, RunPhase, TaskSpec, TaskStatus, Worker
 from cloudai.settings import Settings
 from cloudai.store.sql import SqlStore, open_store
 from cloudai_agent.loop import Agent
@@ -32,20 +32,24 @@ class Joined:
     port: int
 
     @contextlib.asynccontextmanager
-    async def agent(self, runtime: Runtime | None = None, port: int | None = None) -> AsyncIterator[Runtime]:
-        """An agent with plain processes unless told otherwise; ended hard, as by a kill, when the block ends."""
+    async def agent(
+        self, runtime: Runtime | None = None, port: int | None = None, stop: asyncio.Event | None = None
+    ) -> AsyncIterator[Runtime]:
+        """An agent with plain processes unless told otherwise; ended by `stop`, or hard, as by a kill, with the block."""
         settings = self.settings.model_copy(update={"server": f"http://127.0.0.1:{port or self.port}"})
         runtime = runtime or ProcessRuntime(settings)
-        running = asyncio.ensure_future(Agent(settings, TOKEN, runtime).run(asyncio.Event()))
+        stop = stop or asyncio.Event()
+        running = asyncio.ensure_future(Agent(settings, TOKEN, runtime).run(stop))
         try:
             yield runtime
         finally:
             over = running.done()
-            running.cancel()
+            if not stop.is_set():
+                running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
             runtime.close()
-            assert not over, "the agent ended by itself"
+            assert not over or stop.is_set(), "the agent ended by itself"
 
     @contextlib.contextmanager
     def processes(self) -> Iterator[ProcessRuntime]:
@@ -90,6 +94,17 @@ class Joined:
                 async for _ in changes:
                     found = (await self.store.get_runs([run.run_id]))[run.run_id]
                     if found.phase in phases:
+                        return found
+        raise AssertionError("the changes ended")
+
+    async def until_worker(self, true: Callable[[Worker], bool]) -> Worker:
+        """Wait until `true` is said of worker-1."""
+        async with asyncio.timeout(PATIENCE):
+            changes = self.store.watch(0)
+            async with contextlib.aclosing(changes):  # type: ignore[type-var]
+                async for _ in changes:
+                    found = (await self.store.get_workers(["worker-1"])).get("worker-1")
+                    if found is not None and true(found):
                         return found
         raise AssertionError("the changes ended")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import httpx
 
 from cloudai.resources import RunPhase
 from cloudai.settings import Settings
@@ -135,6 +138,23 @@ async def test_the_next_agent_takes_the_containers_up(tmp_path: Path) -> None:
         assert ended.phase is RunPhase.SUCCEEDED
         assert (tmp_path / "starts").read_text() == "x\n"
         assert await place.log(run) == "a\nb\n"
+
+
+async def test_an_agent_that_is_stopped_says_so_and_its_tasks_tell_what_is_uncertain(tmp_path: Path) -> None:
+    async with joined(tmp_path, heartbeat_seconds=30.0) as place, httpx.AsyncClient() as http:
+        stop = asyncio.Event()
+        async with place.agent(stop=stop):
+            assert (await place.until_worker(lambda worker: worker.ready)).problem is None
+            stop.set()
+        stopped = await place.until_worker(lambda worker: not worker.ready)
+        assert stopped.problem == "its agent was stopped"
+        late = await place.run("true")
+        task = (await http.get(f"http://127.0.0.1:{place.port}/api/tasks/{late.task_id}")).json()
+        assert task["reason"] == "WorkerInactive"
+        assert "its agent was stopped. The task goes on there once the worker is back." in task["message"]
+        async with place.agent():
+            assert (await place.until(late, *ENDS)).phase is RunPhase.SUCCEEDED
+            assert (await place.until_worker(lambda worker: worker.ready)).problem is None
 
 
 async def test_an_end_that_nobody_saw_is_told_by_the_next_agent(tmp_path: Path) -> None:

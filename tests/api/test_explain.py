@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudai.api.explain import explain_wish
-from cloudai.resources import GIB, NOTHING, Reason, Resources, Worker, WorkerState
+from cloudai.api.explain import explain_inactive, explain_wish
+from cloudai.resources import GIB, NOTHING, Reason, Resources, Task, TaskSpec, TaskStatus, Worker, WorkerState
 
 NOW = 1_000_000
 HEARTBEAT = 10_000
@@ -45,6 +46,26 @@ def test_workers_that_do_not_answer_do_not_count(fields: dict[str, Any]) -> None
     reason, message = why(Resources(1000, GIB, 0, 0), state(**fields))
     assert reason is Reason.NO_WORKERS
     assert "none of the 1 known" in message
+
+
+@pytest.mark.parametrize(
+    ("status", "lease", "then"),
+    [
+        (TaskStatus.PENDING, math.inf, "The task goes on there once the worker is back."),
+        (TaskStatus.RUNNING, math.inf, "What runs there goes on as far as anybody can know."),
+        (TaskStatus.PENDING, 300.0, "If it sends nothing for 300 s, this attempt counts as lost."),
+    ],
+)
+def test_of_a_task_whose_worker_is_not_active_it_says_what_is_uncertain(
+    status: TaskStatus, lease: float, then: str
+) -> None:
+    spec = TaskSpec(user_id="ann", image="busybox", command=None, resources=Resources(1000, GIB, 0, 0))
+    task = Task(task_id="task-1", spec=spec, status=status, created_at=0, attempt=1, worker_id="worker-1")
+    silent = state(last_heartbeat=0).worker
+    told = explain_inactive(task, silent, NOW, lease)
+    assert told.reason is Reason.WORKER_INACTIVE
+    assert told.message.startswith("Worker worker-1 was last heard of 1000 s ago. ")
+    assert told.message.endswith(then)
 
 
 def test_what_is_short_is_told_with_its_amount() -> None:

@@ -110,7 +110,7 @@ def test_tasks_of_lost_nodes_run_again_elsewhere_once_they_cannot_live_any_more(
     assert runs(place, orphaned, 2) == spare
     assert reasons(place, orphaned) == ["WorkerLost"]
 
-    told = place.until_reason(silenced, "WorkerLost")
+    told = place.until_reason(silenced, "WorkerInactive")
     assert told["status"]["phase"] == "Running"  # for all that anybody can know
     assert "does not answer" in told["status"]["message"]
     pods = [pod["metadata"]["name"] for pod in place.pods() if pod["metadata"]["name"].startswith(f"{silenced}-")]

@@ -143,7 +143,7 @@ def _phase(pod: Mapping[str, Any], status: Mapping[str, Any], state: Mapping[str
     if lost.get("status") == "True" and lost.get("reason") == "DeletionByTaintManager":
         node = pod["spec"].get("nodeName")
         words = f"Node {node} does not answer; waits until Kubernetes is sure that the Pod is gone."
-        return (RunPhase.RUNNING if state.get("running") else RunPhase.ASSIGNED), Reason.WORKER_LOST, words
+        return (RunPhase.RUNNING if state.get("running") else RunPhase.ASSIGNED), Reason.WORKER_INACTIVE, words
     if state.get("running") or state.get("terminated"):
         return RunPhase.RUNNING, None, None
     if not pod["spec"].get("nodeName"):

@@ -133,13 +133,23 @@ def test_what_is_remembered_of_a_task_is_the_same_task() -> None:
 def test_an_old_list_changes_nothing_back() -> None:
     memory = Memory()
     assert memory.put_task(task("one", 5))
-    with memory.listing():
-        assert memory.put_task(task("one", 9))
-        assert not memory.put_task(task("one", 7))
-        assert memory.only_tasks(set(), version=8) == set()  # told of since
-        assert memory.drop_task("t", "one")
-        assert not memory.put_task(task("one", 7))  # it was deleted since
-    assert memory.tasks == {}
+    assert memory.put_task(task("one", 9))
+    assert not memory.put_task(task("one", 7))
+    assert memory.only_tasks(set(), version=8) == set()  # told of since
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_is_gone_does_not_come_back_with_an_answer_that_was_on_its_way(told: bool) -> None:
+    memory = Memory()
+    if told:  # of them while they were there
+        memory.put_task(task("one", 5))
+        memory.put_pod(pod({}, version=5))
+    assert memory.drop_task("t", "one") is told
+    assert memory.drop_pod("t", "t-1", "pod") is told
+    assert not memory.put_task(task("one", 7))
+    assert not memory.put_pod(pod({}, version=7))
+    assert (memory.tasks, memory.pods_of("t")) == ({}, {})
+    assert memory.put_task(task("another", 8))
 
 
 def test_what_a_newer_list_has_not_is_gone() -> None:

@@ -96,10 +96,9 @@ class Facts:
         self.heard_at = time.monotonic()
         while True:
             try:
-                with self.memory.listing():
-                    names, version, _ = await self._listed()
-                    for name in self.memory.only_tasks(names, version):
-                        self._changed(name)
+                names, version, _ = await self._listed()
+                for name in self.memory.only_tasks(names, version):
+                    self._changed(name)
                 return
             except (ApiError, CloudAIError) as error:
                 log.warning("tasks cannot be listed: %s", error)
@@ -129,8 +128,7 @@ class Facts:
             await asyncio.sleep(REPAIR_SECONDS)
             told_at = self._task_told_at
             try:
-                with self.memory.listing():
-                    news = await self._review()
+                news = await self._review()
             except (ApiError, CloudAIError) as error:
                 log.warning("tasks cannot be listed: %s", error)
                 continue

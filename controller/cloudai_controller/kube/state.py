@@ -6,9 +6,8 @@ and what deleting it takes. The newer version stays, so a late event or a list c
 
 from __future__ import annotations
 
-import contextlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,8 @@ import orjson
 from cloudai.resources import Run, TaskStatus
 from cloudai.store.kube.pods import FINALIZER, attempt_of, owner_of, run_of
 from cloudai.store.kube.task_resource import PHASES, SUBMITTED, Json, millis
+
+REMEMBERED = 10_000  # deleted objects, the last ones: more than are deleted while one answer is on its way
 
 _TERMINAL = frozenset(PHASES[status] for status in TaskStatus if status.terminal)
 
@@ -100,27 +101,26 @@ def seen_pod(pod: Mapping[str, Any]) -> SeenPod:
 
 class Memory:
     """Tasks by name, and Pods by the name of the Task they say to be of. `put_` and `drop_` return whether that changed
-    anything: a late event or an old list changes nothing back.
+    anything: a late event, an old list or an answer that was on its way brings nothing back.
     """
 
     def __init__(self) -> None:
         self.tasks: dict[str, SeenTask] = {}
         self.pods: defaultdict[str, dict[str, SeenPod]] = defaultdict(dict)
-        self._gone: set[str] | None = None  # uids of what was deleted while a list was read
+        self._gone: OrderedDict[str, None] = OrderedDict()  # uids of what was deleted
 
     def put_task(self, resource: Mapping[str, Any]) -> bool:
         """The Task as it is now."""
         name, now = resource["metadata"]["name"], seen_task(resource)
         before = self.tasks.get(name)
-        if now.uid in (self._gone or ()) or (before is not None and before.version >= now.version):
+        if now.uid in self._gone or (before is not None and before.version >= now.version):
             return False
         self.tasks[name] = now
         return True
 
     def drop_task(self, name: str, uid: str) -> bool:
         """The Task is gone."""
-        if self._gone is not None:
-            self._gone.add(uid)
+        self._deleted(uid)
         if name not in self.tasks or self.tasks[name].uid != uid:
             return False
         del self.tasks[name]
@@ -133,15 +133,14 @@ class Memory:
             return False
         (task, _), name, now = attempt, pod["metadata"]["name"], seen_pod(pod)
         before = self.pods[task].get(name) if task in self.pods else None
-        if now.uid in (self._gone or ()) or (before is not None and before.version >= now.version):
+        if now.uid in self._gone or (before is not None and before.version >= now.version):
             return False
         self.pods[task][name] = now
         return True
 
     def drop_pod(self, task: str, name: str, uid: str) -> bool:
         """The Pod is gone."""
-        if self._gone is not None:
-            self._gone.add(uid)
+        self._deleted(uid)
         known = self.pods.get(task, {})
         if name not in known or known[name].uid != uid:
             return False
@@ -169,20 +168,16 @@ class Memory:
         if task is not None and task.finished_at is not None:
             self.tasks[name] = SeenTask(task.uid, task.version, None, task.finished_at)
 
-    @contextlib.contextmanager
-    def listing(self) -> Iterator[None]:
-        """While lists are read: what is deleted meanwhile does not come back with them."""
-        self._gone = set()
-        try:
-            yield
-        finally:
-            self._gone = None
+    def _deleted(self, uid: str) -> None:
+        self._gone[uid] = None
+        if len(self._gone) > REMEMBERED:
+            self._gone.popitem(last=False)
 
     def only_tasks(self, names: Set[str], version: int) -> set[str]:
         """Forget the Tasks that a whole list of that version has not; returns their names."""
         gone = {name for name, task in self.tasks.items() if name not in names and task.version <= version}
         for name in gone:
-            del self.tasks[name]
+            self.drop_task(name, self.tasks[name].uid)
         return gone
 
     def only_pods(self, names: Set[str], version: int) -> set[str]:

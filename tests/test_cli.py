@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socketserver
 import subprocess
@@ -38,6 +39,20 @@ def test_every_command_has_help(name: str) -> None:
     result = cloudai(name, "--help")
     assert result.exit_code == 0
     assert "Usage: cloudai" in result.output
+
+
+def test_join_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
+    place = ("--data-dir", str(tmp_path))
+    made = {name: json.loads(cloudai("token", "create", name, "--json", *place).output)["token"] for name in ("a", "b")}
+    text = cloudai("token", "list", *place).output
+    assert [line.split()[1] for line in text.splitlines()] == ["NAME", "a", "b"]
+    first, second = json.loads(cloudai("token", "list", "--json", *place).output)
+    assert (first["name"], first["id"]) == ("a", hashlib.sha256(made["a"].encode()).hexdigest()[:12])
+    assert not any(token in text for token in made.values())
+    assert "`a`" in cloudai("token", "revoke", first["id"], *place).output
+    assert json.loads(cloudai("token", "list", "--json", *place).output) == [second]
+    again = cloudai("token", "revoke", first["id"], *place)
+    assert (again.exit_code, "cloudai token list" in again.output) == (1, True)
 
 
 def test_an_unknown_command_is_wrong_usage() -> None:

@@ -43,9 +43,10 @@ class Beat:
 
 
 class Session:
-    """Made when a worker has registered."""
+    """Made when a worker has registered. `token`: the digest of the one that let it in."""
 
-    def __init__(self, websocket: WebSocket, worker_id: str, identity: str) -> None:
+    def __init__(self, websocket: WebSocket, token: bytes, worker_id: str, identity: str) -> None:
+        self.token = token
         self.worker_id = worker_id
         self.identity = identity
         self._websocket = websocket

@@ -65,14 +65,14 @@ class AgentHub:
     async def connect(self, websocket: WebSocket) -> None:
         """Serve an agent until it goes. A bad token or an unreachable store is an HTTP error of the handshake."""
         try:
-            await self._check_token(websocket)
+            token = await self._checked_token(websocket)
         except CloudAIError as error:
             log.warning("an agent at %s is refused: %s", self._clients.address(websocket.scope), error.message)
             await websocket.send_denial_response(envelope(error))
             return
         await websocket.accept()
         try:
-            session = await self._register(websocket)
+            session = await self._register(websocket, token)
             if session is not None:
                 await self._serve(session)
         except WebSocketDisconnect:
@@ -85,15 +85,17 @@ class AgentHub:
             log.warning("an agent is sent away for now: %s", error.details.get("reason", error.message))
             await _close(websocket, TRY_AGAIN, "the store does not answer")
 
-    async def _check_token(self, websocket: WebSocket) -> None:
+    async def _checked_token(self, websocket: WebSocket) -> bytes:
         scheme, _, token = websocket.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not await self._store.has_token(hashlib.sha256(token.encode()).digest()):
+        digest = hashlib.sha256(token.encode()).digest()
+        if scheme.lower() != "bearer" or not await self._store.has_token(digest):
             raise CloudAIError(
                 Code.UNAUTHORIZED,
                 "This join token is not known; make one with `cloudai token create` where the API runs",
             )
+        return digest
 
-    async def _register(self, websocket: WebSocket) -> Session | None:
+    async def _register(self, websocket: WebSocket, token: bytes) -> Session | None:
         try:
             async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
                 text = await websocket.receive_text()
@@ -106,7 +108,7 @@ class AgentHub:
                 raise ValueError("the first message must be `register`")
             refusal = await self._entered(message)
             if refusal is None:
-                return Session(websocket, message.worker_id, message.identity)
+                return Session(websocket, token, message.worker_id, message.identity)
         log.warning("an agent is refused: %s", refusal.message)
         await websocket.send_text(refusal.model_dump_json())
         await _close(websocket, POLICY_VIOLATION, refusal.code)
@@ -165,6 +167,7 @@ class AgentHub:
         """Tell everybody the whole now and then: repairs what was missed, whatever missed it."""
         while True:
             await asyncio.sleep(WHOLE_SECONDS)
+            await self._end_revoked()
             for session in [each for each in self._sessions.values() if each.whole]:
                 try:
                     await self._tell_all(session)
@@ -173,6 +176,19 @@ class AgentHub:
                 except Exception:
                     log.exception("worker %s cannot be told what it is to run", session.worker_id)
                     session.end("a fault in the server")
+
+    async def _end_revoked(self) -> None:
+        """Who joined with a token that is no longer there goes."""
+        try:
+            known = {token.digest for token in await self._store.list_tokens()} if self._sessions else set()
+        except CloudAIError:
+            return  # the store does not answer: the next time
+        except Exception:
+            log.exception("the join tokens cannot be read")
+            return
+        for session in list(self._sessions.values()):
+            if session.token not in known:
+                session.end("its join token was revoked")
 
     def _tell(self, runs: Iterable[Run]) -> None:
         """Send changed runs to the workers that have them."""

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cloudai.cli.options import setting_flags, settings_from
 from cloudai.cli.place import digest, new_token
+
+if TYPE_CHECKING:
+    from cloudai.settings import Settings
+    from cloudai.store.protocol import Store, Token
+
+T = TypeVar("T")
+SHOWN = 12  # hexadecimal digits of a digest: enough to tell tokens apart
 
 
 @click.group()
@@ -25,16 +33,11 @@ def create(name: str, as_json: bool, **flags: Any) -> None:
 
     Run it where the API runs, with the same settings. NAME is a note for people.
     """
-    from cloudai.cli.stores import opened_store, shown
+    from cloudai.cli.stores import shown
 
     settings = settings_from(flags)
     made = new_token()
-
-    async def store_it() -> None:
-        async with opened_store(settings) as store:
-            await store.add_token(digest(made), name)
-
-    asyncio.run(store_it())
+    _at_store(settings, lambda store: store.add_token(digest(made), name))
     if as_json:
         import json
 
@@ -42,3 +45,54 @@ def create(name: str, as_json: bool, **flags: Any) -> None:
         return
     click.echo(made)
     click.echo(f"Join token `{name}`, kept in {shown(settings.url)}; it is shown only now.", err=True)
+
+
+@token.command("list")
+@setting_flags("data_dir", "database_url")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def list_(as_json: bool, **flags: Any) -> None:
+    """Print the join tokens there are, the oldest first: an ID, the note for people, the age. Never the token itself."""
+    from cloudai.api.convert import instant
+    from cloudai.cli.output import age, now, table
+
+    found = _at_store(settings_from(flags), lambda store: store.list_tokens())
+    made = [(_id(one), one.name, instant(one.created_at)) for one in found]
+    if as_json:
+        import json
+
+        click.echo(json.dumps([{"id": key, "name": name, "created_at": at} for key, name, at in made]))
+        return
+    click.echo(table(("ID", "NAME", "AGE"), [(key, name, age(at, now())) for key, name, at in made]))
+
+
+@token.command()
+@setting_flags("data_dir", "database_url")
+@click.argument("key", metavar="ID")
+def revoke(key: str, **flags: Any) -> None:
+    """Let nobody join any more with the token that `cloudai token list` shows under ID.
+
+    Agents that joined with it are cut off within half a minute; their tasks go on until the end of the lease.
+    """
+
+    async def remove(store: Store) -> Token:
+        found = [one for one in await store.list_tokens() if _id(one) == key]
+        if not found or not await store.remove_token(found[0].digest):
+            raise click.ClickException(f"there is no join token {key}; `cloudai token list` shows those there are")
+        return found[0]
+
+    removed = _at_store(settings_from(flags), remove)
+    click.echo(f"Join token {key} (`{removed.name}`) lets nobody join any more.", err=True)
+
+
+def _id(token: Token) -> str:
+    return token.digest.hex()[:SHOWN]
+
+
+def _at_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:
+    from cloudai.cli.stores import opened_store
+
+    async def run() -> T:
+        async with opened_store(settings) as store:
+            return await work(store)
+
+    return asyncio.run(run())

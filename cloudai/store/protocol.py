@@ -177,6 +177,15 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """A join token: the SHA-256 of it, a note for people, and when it was made (ms)."""
+
+    digest: bytes
+    name: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """Which groups were applied, and the revisions the commit took: `first` … `last`, none where last < first."""
 
@@ -319,3 +328,11 @@ class Store(FacadeStore, Protocol):
     async def add_token(self, digest: bytes, name: str) -> None: ...
 
     async def has_token(self, digest: bytes) -> bool: ...
+
+    async def list_tokens(self) -> list[Token]:
+        """All of them, the oldest first."""
+        ...
+
+    async def remove_token(self, digest: bytes) -> bool:
+        """Whether it was there."""
+        ...

@@ -21,7 +21,7 @@ from cloudai.resources import (
     gpu_free,
 )
 from cloudai.store import rows
-from cloudai.store.protocol import Change, Kind, Lease, LogSlice, Snapshot, TaskPage, TaskQuery
+from cloudai.store.protocol import Change, Kind, Lease, LogSlice, Snapshot, TaskPage, TaskQuery, Token
 from cloudai.store.tables import (
     CHANGES,
     COUNTERS,
@@ -163,6 +163,11 @@ def lease(connection: Connection, name: str) -> Lease | None:
 
 def has_token(connection: Connection, digest: bytes) -> bool:
     return connection.execute(select(TOKENS.c.name).where(TOKENS.c.digest == digest)).one_or_none() is not None
+
+
+def tokens(connection: Connection) -> list[Token]:
+    query = select(TOKENS).order_by(TOKENS.c.created_at, TOKENS.c.digest)
+    return [Token(bytes(row.digest), row.name, row.created_at) for row in connection.execute(query)]
 
 
 def cluster_id(connection: Connection) -> str:

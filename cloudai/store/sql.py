@@ -30,6 +30,7 @@ from cloudai.store.protocol import (
     Snapshot,
     TaskPage,
     TaskQuery,
+    Token,
 )
 from cloudai.store.signals import REPAIR_SECONDS, Signals, Source, SqlitePoll
 from cloudai.store.transaction import Transaction
@@ -311,10 +312,16 @@ class SqlStore:
     # -- tokens, health
 
     async def add_token(self, digest: bytes, name: str) -> None:
-        await self._writer.write(upkeep.add_token, upkeep.Token(digest, name, self._now()))
+        await self._writer.write(upkeep.add_token, Token(digest, name, self._now()))
 
     async def has_token(self, digest: bytes) -> bool:
         return await self._read(reading.has_token, digest)
+
+    async def list_tokens(self) -> list[Token]:
+        return await self._read(reading.tokens)
+
+    async def remove_token(self, digest: bytes) -> bool:
+        return await self._writer.write(upkeep.remove_token, digest)
 
     async def ping(self) -> None:
         await self._writer.write(upkeep.touch, self._now())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloudai.store import rows
-from cloudai.store.protocol import Kind, Lease
+from cloudai.store.protocol import Kind, Lease, Token
 from cloudai.store.tables import LIVE_RUNS
 from cloudai.store.transaction import Transaction
 
@@ -21,13 +21,6 @@ HALF_REMOVED = "half_removed_log"  # in `meta`: the task of which more is to go
 class PutLease:
     lease: Lease
     expected_version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    digest: bytes
-    name: str
-    now: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +47,13 @@ def _put_lease(transaction: Transaction, lease: Lease, expected: int) -> bool:
 def add_token(transaction: Transaction, tokens: Sequence[Token]) -> list[Exception | None]:
     for token in tokens:
         sql = "INSERT INTO tokens (digest, name, created_at) VALUES (?, ?, ?) ON CONFLICT (digest) DO NOTHING"
-        transaction.run(sql, (token.digest, token.name, token.now))
+        transaction.run(sql, (token.digest, token.name, token.created_at))
     return [None] * len(tokens)
+
+
+def remove_token(transaction: Transaction, digests: Sequence[bytes]) -> list[bool | Exception]:
+    """Whether each was there."""
+    return [transaction.run("DELETE FROM tokens WHERE digest = ?", (digest,)) == 1 for digest in digests]
 
 
 def delete_finished(transaction: Transaction, batches: Sequence[Finished]) -> list[int | Exception]:

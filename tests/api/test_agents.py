@@ -303,6 +303,23 @@ async def test_a_newer_connection_of_a_worker_takes_the_place_of_the_older_one(e
         assert [each["phase"] for each in (await newer.heard())["runs"]] == ["starting"]
 
 
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents, "WHOLE_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("often")  # from the start of the facade
+async def test_who_joined_with_a_token_that_is_revoked_is_cut_off(endpoint: Endpoint) -> None:
+    async with endpoint.joined() as agent:
+        another = hashlib.sha256(b"another").digest()
+        await endpoint.store.add_token(another, "another")
+        assert await endpoint.store.remove_token(another)
+        assert (await agent.heard())["type"] == "runs"  # the whole, once more
+        assert await endpoint.store.remove_token(hashlib.sha256(TOKEN.encode()).digest())
+        assert await agent.closed() == (COME_AGAIN, "its join token was revoked")
+    assert (await handshake_refused(endpoint, f"Bearer {TOKEN}"))[0] == 401
+
+
 async def test_a_heartbeat_is_acknowledged_once_it_is_stored(endpoint: Endpoint) -> None:
     began = time.time_ns() // 1_000_000
     async with endpoint.joined() as agent:

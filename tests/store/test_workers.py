@@ -162,4 +162,13 @@ async def test_tokens_are_known_by_their_digest(store: Store) -> None:
     await store.add_token(b"digest", "name")
     assert await store.has_token(b"digest")
     assert not await store.has_token(b"another")
+    await store.add_token(b"another", "")
+    assert [(token.digest, token.name) for token in await store.list_tokens()] == [
+        (b"digest", "name"),
+        (b"another", ""),
+    ]
+    assert await store.remove_token(b"digest")
+    assert not await store.remove_token(b"digest")
+    assert not await store.has_token(b"digest")
+    assert [token.digest for token in await store.list_tokens()] == [b"another"]
     await store.ping()

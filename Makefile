@@ -22,7 +22,7 @@ demo: setup  ## start CloudAI, run real tasks, show their logs, stop
 test: setup  ## install what the tests need and run all of them
 	@scripts/provision
 	@$(BIN)/python -m tests.cluster.binaries
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: setup  ## format, lint, strict types, import contracts, generated documents
 	@$(BIN)/ruff format --check .

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.cluster import cluster as clusters
 from tests.cluster.__main__ import DIRECTORY as RUNNING
@@ -23,6 +25,18 @@ from tests.kube.kube import Kube, Place
 from tests.store.worlds import World, new_name, on_kubernetes, on_sql
 
 STORES = ("sqlite", "postgres", "kubernetes")
+
+
+class Apart(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types for it
+    """A file's tests in one process; in one, too, all that need the cluster, so that only one is started."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        needs_cluster = "/kube/" in nodeid or "kubernetes" in nodeid
+        return "kubernetes" if needs_cluster else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Apart:
+    return Apart(config, log)
 
 
 @pytest.fixture(scope="session")

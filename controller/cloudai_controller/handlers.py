@@ -12,6 +12,7 @@ import threading
 from typing import Any
 
 import kopf
+import uvloop
 from kopf._core.reactor import inventory
 
 from cloudai.store.kube.api import PAGE, Api
@@ -46,7 +47,7 @@ async def feed(facts: Facts, api: Api, namespace: str) -> None:
 
 async def _feed_once(facts: Facts, api: Api, namespace: str) -> None:
     loop, stop = asyncio.get_running_loop(), threading.Event()
-    running = loop.run_in_executor(None, lambda: asyncio.run(_follow(facts, api, namespace, loop, stop)))
+    running = loop.run_in_executor(None, lambda: uvloop.run(_follow(facts, api, namespace, loop, stop)))
     try:
         await asyncio.shield(running)
     finally:

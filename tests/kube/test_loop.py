@@ -48,7 +48,7 @@ class Server:
                 return web.json_response(self.first)
             case "DELETE", "t-1" if self.first is not None:
                 return web.json_response(self.first)
-            case "PATCH", "status":
+            case "PUT", "status":
                 self.task["metadata"]["resourceVersion"] = str(int(self.task["metadata"]["resourceVersion"]) + 1)
                 self.task["status"] = body["status"]
                 self.told.put_nowait(("status", body["status"]))

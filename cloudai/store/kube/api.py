@@ -128,6 +128,10 @@ class Api:
                     raise
             await asyncio.sleep(_pause(tries))
 
+    async def replace(self, path: str, body: Json) -> Json:
+        """An object, or its status, by a whole other one; compared by the resource version in it."""
+        return await self._json("PUT", path, {}, body)
+
     async def delete(self, path: str, uid: str | None = None, grace: int | None = None) -> Json:
         """Ask for the end of an object: of exactly that `uid`, with `grace` seconds."""
         options: Json = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}

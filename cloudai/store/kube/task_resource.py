@@ -162,8 +162,8 @@ def status_of(task: Task, ended: Sequence[Attempt], before: Mapping[str, Any], g
         "reason": task.reason,
         "message": None if task.message is None else task.message[:LONGEST_MESSAGE],
     }
-    fields["conditions"] = list(_conditions(task, before.get("conditions") or [], generation, now))
-    return fields
+    fields["conditions"] = list(_conditions(task, before.get("conditions") or [], now))
+    return _known(fields)
 
 
 def attempts_of(status: Mapping[str, Any]) -> list[Attempt]:
@@ -182,18 +182,24 @@ def attempts_of(status: Mapping[str, Any]) -> list[Attempt]:
 
 
 def _attempt(one: Attempt) -> Json:
-    fields = {
-        "attempt": one.attempt,
-        "node": one.node,
-        "startedAt": None if one.started_at is None else instant(one.started_at),
-        "finishedAt": None if one.finished_at is None else instant(one.finished_at),
-        "exitCode": one.exit_code,
-        "reason": one.reason,
-    }
+    return _known(
+        {
+            "attempt": one.attempt,
+            "node": one.node,
+            "startedAt": None if one.started_at is None else instant(one.started_at),
+            "finishedAt": None if one.finished_at is None else instant(one.finished_at),
+            "exitCode": one.exit_code,
+            "reason": one.reason,
+        }
+    )
+
+
+def _known(fields: Json) -> Json:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _conditions(task: Task, before: Iterable[Mapping[str, Any]], generation: int, now: int) -> Iterable[Json]:
+def _conditions(task: Task, before: Iterable[Mapping[str, Any]], now: int) -> Iterable[Json]:
+    """Each costs the API server a write of its own size again, so there are no more than tell something."""
     known = {condition["type"]: condition for condition in before}
     for kind, status, reason, message in _facts(task):
         last = known.get(kind)
@@ -201,7 +207,6 @@ def _conditions(task: Task, before: Iterable[Mapping[str, Any]], generation: int
         yield {
             "type": kind,
             "status": status,
-            "observedGeneration": generation,
             "lastTransitionTime": last["lastTransitionTime"] if last is not None and same else instant(now)[:19] + "Z",
             "reason": reason,
             "message": message,
@@ -224,6 +229,7 @@ def _facts(task: Task) -> Iterable[tuple[str, str, str, str]]:
         yield "Succeeded", "False", task.reason or "Failed", words
     else:
         yield "Succeeded", "Unknown", PHASES[task.status], words
-    cancelled = task.status is TaskStatus.CANCELLED
-    asked = "CancelRequested" if task.cancel_requested else "NotRequested"
-    yield ("Cancelled", "True", "Cancelled", words) if cancelled else ("Cancelled", "False", asked, "")
+    if task.status is TaskStatus.CANCELLED:
+        yield "Cancelled", "True", "Cancelled", words
+    elif task.cancel_requested:
+        yield "Cancelled", "False", "CancelRequested", ""

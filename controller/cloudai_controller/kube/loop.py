@@ -18,7 +18,17 @@ from cloudai.errors import CloudAIError
 from cloudai.resources import PLACED_STATUSES, Reason, Run, Task, TaskStatus, run_id
 from cloudai.settings import Settings
 from cloudai.store.kube.api import Api, ApiError
-from cloudai.store.kube.task_resource import Attempt, Json, attempts_of, status_of, task_of, tasks_path
+from cloudai.store.kube.task_resource import (
+    GROUP,
+    KIND,
+    VERSION,
+    Attempt,
+    Json,
+    attempts_of,
+    status_of,
+    task_of,
+    tasks_path,
+)
 from cloudai_controller import metrics
 from cloudai_controller.kube.archive import Archive
 from cloudai_controller.kube.decide import Decision, decide, vanished
@@ -205,9 +215,10 @@ class Operator:
     async def _write_status(self, resource: Json, task: Task, ended: tuple[Attempt, ...], now: int) -> Json:
         meta = resource["metadata"]
         status = status_of(task, ended, resource.get("status") or {}, meta.get("generation", 1), now)
-        body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": status}
+        known = {name: meta[name] for name in ("name", "namespace", "uid", "resourceVersion")}
+        body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": known, "status": status}
         try:
-            stored = await self._api.patch(f"{self._tasks_path}/{meta['name']}/status", body)
+            stored = await self._api.replace(f"{self._tasks_path}/{meta['name']}/status", body)
         except ApiError as error:
             if error.status in (404, 409) and await self.facts.fetched_task(meta["name"]) is None:
                 self._memory.drop_task(meta["name"], meta["uid"])

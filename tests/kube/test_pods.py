@@ -9,7 +9,7 @@ import pytest
 from cloudai.resources import NOTHING, Reason, Resources, RunPhase
 from cloudai.store.kube import quantity
 from cloudai.store.kube.pods import GPU, attempt_of, held, over, run_of
-from cloudai.store.kube.task_resource import SUBMITTED, task_of
+from cloudai.store.kube.task_resource import SUBMITTED, status_of, task_of
 from cloudai_controller.kube.refusal import refusal
 from cloudai_controller.kube.state import Memory, seen_task
 
@@ -128,6 +128,30 @@ def test_what_is_remembered_of_a_task_is_the_same_task() -> None:
     kept = seen_task(whole)
     assert task_of(kept.resource()) == task_of(whole)
     assert task_of(whole).created_at == 1763289000500
+
+
+@pytest.mark.parametrize(
+    ("phase", "asked", "expected"),
+    [
+        ("Running", False, {"Succeeded": "Unknown"}),
+        ("Running", True, {"Succeeded": "Unknown", "Cancelled": "False"}),
+        ("Completed", True, {"Succeeded": "True", "Cancelled": "False"}),
+        ("Cancelled", True, {"Succeeded": "False", "Cancelled": "True"}),
+    ],
+)
+def test_a_status_has_the_conditions_that_tell_something(phase: str, asked: bool, expected: dict[str, str]) -> None:
+    told = task("one", 5)
+    told["spec"] = {"image": "busybox", "resources": {"cpu": "1", "memory": "1Gi"}, "cancelRequested": asked}
+    told["metadata"] |= {"namespace": "here", "creationTimestamp": "2025-11-16T10:30:00Z"}
+    told["status"] = {"phase": phase, "node": "node", "startedAt": "2025-11-16T10:30:01.000Z"}
+    first = status_of(task_of(told), [], {}, 1, 1000)
+    assert {one["type"]: one["status"] for one in first["conditions"]} == {
+        "Scheduled": "True",
+        "Started": "True",
+        **expected,
+    }
+    later = status_of(task_of(told), [], first, 1, 9000)
+    assert later == first  # the times are those of the last change
 
 
 def test_an_old_list_changes_nothing_back() -> None:

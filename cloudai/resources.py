@@ -104,6 +104,7 @@ class Reason(StrEnum):
     WAITING_FOR_CAPACITY = "WaitingForCapacity"
     TOO_LARGE = "TooLargeForEveryWorker"
     NO_WORKERS = "NoWorkers"
+    NO_CONTROLLER = "NoController"
     WORKER_INACTIVE = "WorkerInactive"
     # On Kubernetes only
     EVICTED = "Evicted"
@@ -131,6 +132,7 @@ REASON_MEANING: Mapping[Reason, str] = {
     Reason.WAITING_FOR_CAPACITY: "Waits: every worker that could hold it is busy; the message says what is short.",
     Reason.TOO_LARGE: "Waits: it asks for more than any worker has.",
     Reason.NO_WORKERS: "Waits: no worker is active.",
+    Reason.NO_CONTROLLER: "No controller is at work: nothing is started or stopped, and no end is told, until one is.",
     Reason.WORKER_INACTIVE: "Its worker is not active: the task may go on there, or be lost with it; the message says more.",
     Reason.EVICTED: "Kubernetes: its node ended it, for want of resources, a drain or a shutdown.",
     Reason.PREEMPTED: "Kubernetes: the scheduler ended it to make room for a Pod of higher priority.",

@@ -69,7 +69,8 @@ def test_a_local_token_is_made_once_and_readable_by_its_user_only(tmp_path: Path
     assert (tmp_path / "agent.token").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_token_file_without_a_token_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"\xff\xfe\x00", "tök".encode()])
+def test_a_token_file_without_a_token_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_text("two words\n")
     with pytest.raises(StartRefused, match="token create"):

@@ -72,9 +72,11 @@ class DockerRuntime:
             if self._client is None:
                 arguments = docker.utils.kwargs_from_env()
                 with answering():
-                    self._client = docker.APIClient(
-                        version="auto", timeout=CALL_SECONDS, max_pool_size=CONNECTIONS, num_pools=4, **arguments
+                    client = docker.APIClient(
+                        version="auto", timeout=PING_SECONDS, max_pool_size=CONNECTIONS, num_pools=4, **arguments
                     )
+                client.timeout = CALL_SECONDS  # once it has said its version
+                self._client = client
             return self._client
 
     def _place(self, path: str) -> str:

@@ -41,6 +41,8 @@ def _going_away(error: APIError) -> bool:
 
 def _cause(error: BaseException) -> str:
     """The innermost error says it shortest."""
+    if isinstance(error, requests.Timeout):
+        return "nothing came in time"
     text = str(error)
     for sign in ("FileNotFoundError", "ConnectionRefusedError", "PermissionError"):
         if sign in text:

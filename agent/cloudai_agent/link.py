@@ -94,7 +94,8 @@ class Link:
                 log.error("%s", refusal)
                 delay = REFUSED_RETRY
             except (OSError, InvalidHandshake, TimeoutError, ConnectionClosed, ValidationError, ValueError) as error:
-                log.warning("no connection to %s (%s), trying again", self.url, _words(error))
+                hint = "; is this the address of a CloudAI API?" if isinstance(error, InvalidHandshake) else ""
+                log.warning("no connection to %s (%s%s), trying again", self.url, _words(error), hint)
                 delay = min(delay * 2, LAST_RETRY)
             if self._joined:
                 delay = FIRST_RETRY

@@ -47,6 +47,7 @@ T = TypeVar("T")
 CALLS = 64  # short runtime calls at a time
 LONG_CALLS = 10_000  # pulls and stops at a time: more than there are runs, since none may wait for another
 LOOK_SECONDS = 30.0  # how often all containers are listed again: repairs what an event did not tell
+PING_SECONDS = 10.0  # how often the engine is asked whether it is there
 PROGRESS_SECONDS = 1.0  # between reports of how far a pull is
 RETRY_SECONDS = 1.0  # between questions to an engine that does not answer
 STOPPED = "its agent was stopped"
@@ -94,6 +95,7 @@ class Agent:
                     task.result()
                 self._stopping = True
                 await self._link.say_last(self._sign_of_life())
+                self._say_what_goes_on()
             finally:
                 self._stopping = True
                 for task in (asked, *tasks, *self._calls):
@@ -102,6 +104,13 @@ class Agent:
                 self._known.close()
                 for pool in (self._short, self._long):
                     pool.shutdown(wait=False, cancel_futures=True)
+
+    def _say_what_goes_on(self) -> None:
+        live = sum(watched.running for watched in self._known.runs.values())
+        lease = self._memory.lease.seconds
+        if live and lease is not None:
+            words = "%d containers go on, and nobody stops them when the lease of %g s is over: start an agent before, "
+            log.warning(words + "else their tasks are lost and may run a second time beside them", live, lease)
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
         return await self._loop.run_in_executor(self._short, lambda: function(*arguments))
@@ -134,15 +143,17 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._link.run())
             group.create_task(self._listen())
+            due = time.monotonic()
             while True:
-                if self._problem is not None:
-                    await self._until_engine_answers()
-                elif self._memory.cluster_id:
+                await self._until_engine_answers()
+                asked = self._known.look.is_set() or time.monotonic() >= due
+                self._known.look.clear()
+                if asked and self._memory.cluster_id:
+                    due = time.monotonic() + LOOK_SECONDS
                     await self._look()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
+                    async with asyncio.timeout(PING_SECONDS):
                         await self._known.look.wait()
-                self._known.look.clear()
 
     async def _until_engine_answers(self) -> None:
         while True:

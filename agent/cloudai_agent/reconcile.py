@@ -234,7 +234,7 @@ def _verdict(view: View, wish: Run, container: Container) -> tuple[RunPhase, str
         text = f"The container needed more than the {_gib(wish.resources.memory)} of memory it asked for; raise req_memory."
         return RunPhase.FAILED, Reason.OOM_KILLED, text
     if container.exit_code == NOT_FOUND:
-        text = "A command was not found in the image (exit code 127); check its spelling, and see the logs."
+        text = "A command was not found (exit code 127); check its spelling and the image, and see the logs."
         return RunPhase.FAILED, Reason.COMMAND_NOT_FOUND, text
     if container.refusal:
         return RunPhase.FAILED, container.refusal.reason, container.refusal.message

@@ -28,6 +28,7 @@ from cloudai.wire import (
     PROTOCOL,
     Greeting,
     HeartbeatAck,
+    HeartbeatMessage,
     Refused,
     Register,
     Registered,
@@ -41,6 +42,7 @@ RETRY_SECONDS = 1.0
 WHOLE_SECONDS = 30.0  # how often every worker is told its whole wish
 POLICY_VIOLATION = 1008
 TRY_AGAIN = 1013
+REVOKED = "its join token was revoked"
 
 
 class AgentHub:
@@ -186,9 +188,11 @@ class AgentHub:
         except Exception:
             log.exception("the join tokens cannot be read")
             return
-        for session in list(self._sessions.values()):
-            if session.token not in known:
-                session.end("its join token was revoked")
+        revoked = [session for session in self._sessions.values() if session.token not in known]
+        for session in revoked:
+            last = HeartbeatMessage(sent_at=0, ready=False, problem=REVOKED)
+            self._beats.append(Beat(session, last, _now()))  # nothing more is placed there
+            session.end(REVOKED)
 
     def _tell(self, runs: Iterable[Run]) -> None:
         """Send changed runs to the workers that have them."""

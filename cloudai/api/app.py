@@ -23,6 +23,7 @@ from cloudai.api.clients import Clients
 from cloudai.api.crew import Crew
 from cloudai.api.health import Health
 from cloudai.api.hosts import HostCheck
+from cloudai.api.lead import Lead
 from cloudai.api.places import Places
 from cloudai.api.ratelimit import RateLimit
 from cloudai.api.routing import Disconnected, Path, Paths, Request, no_route
@@ -127,10 +128,11 @@ def _paths(
     store: FacadeStore, settings: Settings, changes: Changes, followers: Places | None, metrics: Metrics
 ) -> Paths:
     """Every path and its handlers; of those with a variable part, the busiest first."""
-    crew = Crew(store, settings)
+    lead = Lead(store)
+    crew = Crew(store, lead, settings)
     tasks = Tasks(store, crew, changes, settings.max_body_bytes)
     workers = Workers(store, settings.heartbeat_ms)
-    health = Health(store, crew, metrics, settings.heartbeat_ms)
+    health = Health(store, crew, lead, metrics, settings.heartbeat_ms)
     return Paths(
         [
             Path("/api/tasks/{task_id}", {"GET": tasks.get}),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from cloudai.api.explain import Waiting, explain, explain_inactive, explain_wish
+from cloudai.api.explain import Waiting, explain, explain_inactive, explain_no_controller, explain_wish
 from cloudai.api.fresh import Fresh
-from cloudai.resources import Resources, Task, TaskStatus, Worker, WorkerState
+from cloudai.api.lead import Lead
+from cloudai.resources import Reason, Resources, Task, TaskStatus, Worker, WorkerState
 from cloudai.settings import Settings
 from cloudai.store.protocol import FacadeStore
 
@@ -17,8 +18,9 @@ FRESH = 0.25  # seconds
 class Crew:
     """Workers read at most FRESH seconds ago, and what keeps tasks from going on in view of them."""
 
-    def __init__(self, store: FacadeStore, settings: Settings) -> None:
+    def __init__(self, store: FacadeStore, lead: Lead, settings: Settings) -> None:
         self._store = store
+        self._lead = lead
         self._heartbeat_ms = settings.heartbeat_ms
         self._lease_seconds = settings.lease_seconds
         self._now = 0
@@ -35,6 +37,13 @@ class Crew:
         """
         if task.status.terminal or self._store.agents is None:
             return None
+        waiting = await self._of_workers(task)
+        if waiting is None or waiting.reason is Reason.WAITING_FOR_CAPACITY:
+            problem = await self._lead.problem()
+            return waiting if problem is None else explain_no_controller(task, problem)
+        return waiting
+
+    async def _of_workers(self, task: Task) -> Waiting | None:
         workers = await self._workers.get()
         if task.status is not TaskStatus.QUEUED:
             inactive = self._inactive.get(task.worker_id or "")

@@ -30,7 +30,7 @@ def explain(task: Task, workers: Sequence[WorkerState], now: int, heartbeat_ms: 
 def explain_wish(wish: Resources, workers: Sequence[WorkerState], now: int, heartbeat_ms: int) -> Waiting:
     active = [state for state in workers if state.worker.active(now, heartbeat_ms)]
     if not active:
-        return Waiting(Reason.NO_WORKERS, _nobody(len(workers)))
+        return Waiting(Reason.NO_WORKERS, _nobody(workers))
     if not any(_fits_whole(wish, state) for state in active):
         return Waiting(Reason.TOO_LARGE, _too_large(wish, active))
     shortfalls = [(_shortfall(wish, state), state) for state in active if _fits_whole(wish, state)]
@@ -40,10 +40,19 @@ def explain_wish(wish: Resources, workers: Sequence[WorkerState], now: int, hear
         return Waiting(Reason.WAITING_FOR_CAPACITY, text)
     nearest = sorted(shortfalls, key=lambda pair: (len(pair[0]), pair[1].worker.worker_id))
     named = "; ".join(
-        f"{state.worker.worker_id} lacks {' and '.join(short)} ({state.runs} tasks hold room there)"
+        f"{state.worker.worker_id} lacks {' and '.join(short)} ({_held_by(state.runs)} room there)"
         for short, state in nearest[:NAMED]
     )
     return Waiting(Reason.WAITING_FOR_CAPACITY, f"Waits for room: {named}{_others(len(nearest))}.")
+
+
+def explain_no_controller(task: Task, problem: str) -> Waiting:
+    """`problem`: why nothing is decided about any task."""
+    if task.status is TaskStatus.QUEUED:
+        then = "The task starts once a controller is at work"
+    else:
+        then = "What runs goes on, and its end is told once a controller is at work"
+    return Waiting(Reason.NO_CONTROLLER, f"{then}: {problem}.")
 
 
 def explain_inactive(task: Task, worker: Worker, now: int, lease_seconds: float) -> Waiting:
@@ -57,14 +66,23 @@ def explain_inactive(task: Task, worker: Worker, now: int, lease_seconds: float)
     if lease_seconds == float("inf"):
         later = ""
     else:
-        later = f" If it sends nothing for {lease_seconds:g} s, this attempt counts as lost."
+        later = f" Once the controller has heard nothing of it for {lease_seconds:g} s, this attempt counts as lost."
     return Waiting(Reason.WORKER_INACTIVE, f"Worker {worker.worker_id} {heard}{problem}. {here}{later}")
 
 
-def _nobody(known: int) -> str:
+def _held_by(tasks: int) -> str:
+    return "1 task holds" if tasks == 1 else f"{tasks} tasks hold"
+
+
+def _nobody(known: Sequence[WorkerState]) -> str:
     if known:
-        return f"No worker is active: none of the {known} known ones has been heard of lately or can start containers."
+        named = "; ".join(f"{state.worker.worker_id} {_why_inactive(state.worker)}" for state in known[:NAMED])
+        return f"No worker is active: {named}{_others(len(known))}."
     return "No worker has joined: start an agent with `cloudai agent`."
+
+
+def _why_inactive(worker: Worker) -> str:
+    return "has not been heard of lately" if worker.ready else f"says: {worker.problem or 'it is not ready'}"
 
 
 def _fits_whole(wish: Resources, state: WorkerState) -> bool:

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from starlette.responses import Response
 
 from cloudai.api.answers import Json
 from cloudai.api.crew import Crew
 from cloudai.api.fresh import Fresh
+from cloudai.api.lead import Lead
 from cloudai.api.routing import Request
 from cloudai.api.workers import now_ms
 from cloudai.errors import CloudAIError
 from cloudai.metrics import Metrics
-from cloudai.store.protocol import FacadeStore, Lease
+from cloudai.store.protocol import FacadeStore
 
 FRESH = 1.0  # seconds a verdict is kept, so that probing costs no more than that
 ANSWER = 3.0  # seconds the store may take, or it counts as away: who probes does not wait long
-SILENT = 10.0  # seconds without a renewal after which nobody leads
-LEASE = "controller"
 UNKNOWN = "unknown without the store"
 
 
 class Health:
-    def __init__(self, store: FacadeStore, crew: Crew, metrics: Metrics, heartbeat_ms: int) -> None:
+    def __init__(self, store: FacadeStore, crew: Crew, lead: Lead, metrics: Metrics, heartbeat_ms: int) -> None:
         self._store = store
+        self._lead = lead
         self._crew = crew
         self._metrics = metrics
         self._heartbeat_ms = heartbeat_ms
         self._checks = Fresh(self._judge, FRESH)
-        self._lease: Lease | None = None
-        self._renewed_at = 0.0
 
     async def healthz(self, _: Request) -> Response:
         return Json({"status": "ok"})
@@ -49,22 +46,12 @@ class Health:
         try:
             async with asyncio.timeout(ANSWER):
                 await self._store.ping()
-                lease = await self._store.get_lease(LEASE)
+                problem = await self._lead.problem()
         except TimeoutError:
             return {"store": f"does not answer within {ANSWER:g} s", "controller": UNKNOWN}
         except CloudAIError as error:
             return {"store": str(error.details.get("reason", error.message)), "controller": UNKNOWN}
-        return {"store": "ok", "controller": self._leading(lease)}
-
-    def _leading(self, lease: Lease | None) -> str:
-        if lease is None or not lease.holder:
-            return "nobody leads: accepted tasks wait until a controller runs"
-        if lease != self._lease:
-            self._lease, self._renewed_at = lease, time.monotonic()
-        silent = time.monotonic() - self._renewed_at
-        if silent > SILENT:
-            return f"{lease.holder} has not renewed its lead for {silent:.0f} s"
-        return "ok"
+        return {"store": "ok", "controller": problem or "ok"}
 
     async def metrics(self, _: Request) -> Response:
         try:

@@ -123,5 +123,8 @@ class Paths:
 
 
 def no_route(path: str) -> CloudAIError:
+    if path.startswith("/ws/"):
+        hint = "a WebSocket client on /ws/telemetry, which answers nothing else"
+        return CloudAIError(Code.ROUTE_NOT_FOUND, f"There is no such path for HTTP; try {hint}", {"path": path[:255]})
     hint = "a path without the slash at its end" if path.endswith("/") and path != "/" else "one of those at /docs"
     return CloudAIError(Code.ROUTE_NOT_FOUND, f"There is no such path; try {hint}", {"path": path[:255]})

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from cloudai.cli.session import OWN_FAILURE, Session
+from cloudai.cli.session import NO_COMMAND, OWN_FAILURE, Session
 from cloudai.client import WAIT_SECONDS
-from cloudai.resources import TaskStatus
+from cloudai.resources import Reason, TaskStatus
 
 Task = dict[str, Any]
 
@@ -50,9 +50,11 @@ def ended(task: Task) -> bool:
 
 
 def exit_status(task: Task) -> int:
-    """The task's own exit status; 125 where it ended without one that tells of failure."""
+    """The task's own exit status; without one that tells of failure a shell's for a missing program, or 125."""
     if task["status"] == TaskStatus.COMPLETED:
         return 0
+    if task["reason"] == Reason.COMMAND_NOT_FOUND:
+        return NO_COMMAND
     code = task["exit_code"] if task["status"] == TaskStatus.FAILED else None
     return code or OWN_FAILURE
 

@@ -23,6 +23,8 @@ _CHATTY = (
 )
 
 
+# uvicorn says this of a handshake that was answered with an HTTP error, too; all of ours are answered.
+_ANSWERED = "ASGI callable returned without completing handshake."
 _USUAL = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -51,5 +53,6 @@ def set_up(settings: Settings) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.getMessage() != _ANSWERED)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -10,7 +10,6 @@ from typing import Any
 Document = Mapping[str, Any]
 
 TASK_FIELDS = (
-    ("Status", "status"),
     ("Reason", "reason"),
     ("Message", "message"),
     ("Exit code", "exit_code"),
@@ -23,6 +22,9 @@ TASK_FIELDS = (
     ("Started", "started_at"),
     ("Finished", "finished_at"),
 )
+
+
+UNCERTAIN = ("WorkerInactive", "NoController")  # reasons of a task that runs, whose message says more
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -40,10 +42,11 @@ def task_table(tasks: Iterable[Document], now: datetime) -> str:
 
 
 def _task_row(task: Document, now: datetime) -> tuple[str, ...]:
-    why = task.get("message") if task["status"] in ("queued", "pending", "failed") else ""
+    told = task["status"] in ("queued", "pending", "failed") or task.get("reason") in UNCERTAIN
+    why = task.get("message") if told else ""
     return (
         task["task_id"],
-        "cancelling" if task.get("cancel_requested") and task["status"] in ("pending", "running") else task["status"],
+        _status(task),
         task["user_id"],
         _short(task["docker_image"], 40),
         task["worker_id"] or "-",
@@ -52,9 +55,14 @@ def _task_row(task: Document, now: datetime) -> tuple[str, ...]:
     )
 
 
+def _status(task: Document) -> str:
+    ending = task.get("cancel_requested") and task["status"] in ("pending", "running")
+    return "cancelling" if ending else str(task["status"])
+
+
 def task_details(task: Document) -> str:
     """One field a line; those without a value are left out."""
-    fields = [(label, task.get(name)) for label, name in TASK_FIELDS]
+    fields = [("Status", _status(task)), *((label, task.get(name)) for label, name in TASK_FIELDS)]
     wish = f"{task['req_cpu']:g} CPU, {task['req_memory']:g} GiB memory"
     if task["req_storage"]:
         wish += f", {task['req_storage']:g} GiB storage"

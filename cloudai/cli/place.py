@@ -55,6 +55,8 @@ def make_dir(path: Path) -> Path:
     directory = path.absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except FileExistsError:
+        raise StartRefused(f"data directory {directory}: this is a file; choose another with --data-dir") from None
     except OSError as error:
         raise unusable(directory, error) from None
     return directory
@@ -128,7 +130,7 @@ def local_token(directory: Path) -> str:
 
 def read_token(path: Path) -> str:
     """The join token in a file. Raises FileNotFoundError, or StartRefused where the file holds none."""
-    token = path.read_text().strip()
-    if not token or any(character.isspace() for character in token):
+    token = path.read_bytes().decode("ascii", "replace").strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise StartRefused(f"{path} holds no join token; make one with `cloudai token create > {path}`")
     return token

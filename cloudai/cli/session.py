@@ -21,6 +21,7 @@ from cloudai.transport import Unreachable
 
 REFUSED = 1
 UNREACHABLE = 3
+NO_COMMAND = 127  # a shell's own word for a program that is not there
 OWN_FAILURE = 125  # the task ended without an exit status of its own
 INTERRUPTED = 130
 

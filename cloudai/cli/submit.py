@@ -54,7 +54,7 @@ def this_user() -> str:
     callback=visible,
     help="Repeating a submit with the same key makes no second task  [default: a new key]",
 )
-@click.option("--wait", is_flag=True, help="Show its logs, then exit with its exit status.")
+@click.option("--wait", is_flag=True, help="Show its logs (with --json: none), then exit with its exit status.")
 @click.argument("command", nargs=-1, metavar="[--] [COMMAND]...")
 @json_flag
 @client_command
@@ -66,8 +66,8 @@ async def submit(
     One word is a line for the image's shell; several are a program and its arguments, run as they are; none leaves the
     image's own command. Prints the task's id.
 
-    With --wait: the exit status is the task's; 125 if it ended without one (cancelled, image not found, …), 130 on
-    Ctrl-C, which leaves the task running.
+    With --wait: the exit status is the task's; 127 if there was no such program, 125 if it ended without one (cancelled,
+    image not found, …), 130 on Ctrl-C, which leaves the task running.
     """
     headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
     answer = await session.client.post("/api/tasks", body=_body(command, wish), headers=headers)

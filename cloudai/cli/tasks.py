@@ -54,7 +54,7 @@ async def get(session: Session, task_id: str) -> None:
 @click.option("--attempt", type=click.IntRange(1), help="An earlier attempt  [default: the latest]")
 @client_command
 async def logs(session: Session, task_id: str, following: bool, attempt: int | None) -> None:
-    """Print what a task has written, both streams in order."""
+    """Print what a task has written, both streams together."""
     if following and attempt is None:
         await follow(session, task_id)
         return

@@ -55,7 +55,7 @@ def list_(as_json: bool, **flags: Any) -> None:
     from cloudai.api.convert import instant
     from cloudai.cli.output import age, now, table
 
-    found = _at_store(settings_from(flags), lambda store: store.list_tokens())
+    found = _at_known_store(settings_from(flags), lambda store: store.list_tokens())
     made = [(_id(one), one.name, instant(one.created_at)) for one in found]
     if as_json:
         import json
@@ -74,18 +74,38 @@ def revoke(key: str, **flags: Any) -> None:
     Agents that joined with it are cut off within half a minute; their tasks go on until the end of the lease.
     """
 
+    from cloudai.cli.stores import shown
+
+    settings = settings_from(flags)
+
     async def remove(store: Store) -> Token:
         found = [one for one in await store.list_tokens() if _id(one) == key]
         if not found or not await store.remove_token(found[0].digest):
-            raise click.ClickException(f"there is no join token {key}; `cloudai token list` shows those there are")
+            raise click.ClickException(
+                f"there is no join token {key} in {shown(settings.url)}; `cloudai token list` shows those there are"
+            )
         return found[0]
 
-    removed = _at_store(settings_from(flags), remove)
+    removed = _at_known_store(settings, remove)
     click.echo(f"Join token {key} (`{removed.name}`) lets nobody join any more.", err=True)
 
 
 def _id(token: Token) -> str:
     return token.digest.hex()[:SHOWN]
+
+
+def _at_known_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:
+    """Of a store that is not there yet, nobody has a token."""
+    from cloudai.cli.place import StartRefused
+    from cloudai.cli.stores import shown
+    from cloudai.store.engine import sqlite_file
+
+    file = sqlite_file(settings.url)
+    if file is not None and not file.exists():
+        raise StartRefused(
+            f"there is no store {shown(settings.url)}; --data-dir or --database-url says where the API's is"
+        )
+    return _at_store(settings, work)
 
 
 def _at_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:

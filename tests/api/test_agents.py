@@ -318,6 +318,12 @@ async def test_who_joined_with_a_token_that_is_revoked_is_cut_off(endpoint: Endp
         assert await endpoint.store.remove_token(hashlib.sha256(TOKEN.encode()).digest())
         assert await agent.closed() == (COME_AGAIN, "its join token was revoked")
     assert (await handshake_refused(endpoint, f"Bearer {TOKEN}"))[0] == 401
+    async with asyncio.timeout(PATIENCE):
+        async for _ in endpoint.store.watch(0):
+            worker = (await endpoint.store.get_workers())["worker-1"]
+            if not worker.ready:
+                break
+    assert worker.problem == "its join token was revoked"
 
 
 async def test_a_heartbeat_is_acknowledged_once_it_is_stored(endpoint: Endpoint) -> None:

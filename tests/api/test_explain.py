@@ -41,11 +41,17 @@ def test_without_workers_it_says_how_to_get_one() -> None:
     )
 
 
-@pytest.mark.parametrize("fields", [{"last_heartbeat": 0}, {"ready": False}])
-def test_workers_that_do_not_answer_do_not_count(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"last_heartbeat": 0}, "worker-1 has not been heard of lately"),
+        ({"ready": False, "problem": "its agent was stopped"}, "worker-1 says: its agent was stopped"),
+    ],
+)
+def test_workers_that_do_not_answer_do_not_count(fields: dict[str, Any], words: str) -> None:
     reason, message = why(Resources(1000, GIB, 0, 0), state(**fields))
     assert reason is Reason.NO_WORKERS
-    assert "none of the 1 known" in message
+    assert message == f"No worker is active: {words}."
 
 
 @pytest.mark.parametrize(
@@ -53,7 +59,11 @@ def test_workers_that_do_not_answer_do_not_count(fields: dict[str, Any]) -> None
     [
         (TaskStatus.PENDING, math.inf, "The task goes on there once the worker is back."),
         (TaskStatus.RUNNING, math.inf, "What runs there goes on as far as anybody can know."),
-        (TaskStatus.PENDING, 300.0, "If it sends nothing for 300 s, this attempt counts as lost."),
+        (
+            TaskStatus.PENDING,
+            300.0,
+            "Once the controller has heard nothing of it for 300 s, this attempt counts as lost.",
+        ),
     ],
 )
 def test_of_a_task_whose_worker_is_not_active_it_says_what_is_uncertain(
@@ -72,7 +82,7 @@ def test_what_is_short_is_told_with_its_amount() -> None:
     busy = state(allocated=Resources(7500, 15 * GIB, 0, 0))
     assert why(Resources(1000, 2 * GIB, 0, 0), busy) == (
         Reason.WAITING_FOR_CAPACITY,
-        "Waits for room: worker-1 lacks 0.5 CPU and 1 GiB memory (1 tasks hold room there).",
+        "Waits for room: worker-1 lacks 0.5 CPU and 1 GiB memory (1 task holds room there).",
     )
 
 

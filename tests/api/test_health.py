@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
-from cloudai.api import health
+from cloudai.api import health, lead
+from cloudai.api.workers import now_ms
+from cloudai.resources import GIB, Resources, Run, TaskSpec, TaskStatus, Worker
 from cloudai.settings import Settings
 from cloudai.store.protocol import Lease
 from cloudai.store.sql import SqlStore, open_store
@@ -70,7 +73,7 @@ async def test_a_leader_that_no_longer_renews_is_told(
     store: SqlStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "FRESH", -1.0)
-    monkeypatch.setattr(health, "SILENT", -1.0)
+    monkeypatch.setattr(lead, "SILENT", -1.0)
     await store.put_lease(Lease("controller", "one", 1, 0), 0)
     status, verdict = await asked(store, settings)
     assert (status, verdict["ready"]) == (200, True)  # tasks are taken, and wait
@@ -81,3 +84,45 @@ async def test_a_leader_that_gave_up_its_lead_leads_no_more(store: SqlStore, set
     await store.put_lease(Lease("controller", "", 1, 0), 0)
     _, verdict = await asked(store, settings)
     assert "nobody leads" in verdict["checks"]["controller"]
+
+
+async def test_without_a_controller_tasks_say_so(
+    store: SqlStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lead, "FRESH", -1.0)
+    amount = Resources(8000, 16 * GIB, 100 * GIB, 0)
+    worker = Worker(
+        worker_id="worker-1",
+        identity="identity",
+        address="host:1",
+        capacity=amount,
+        runtime="docker",
+        registered_at=now_ms(),
+        last_heartbeat=now_ms(),
+    )
+    await store.register_worker(worker)
+    spec = TaskSpec(user_id="ann", image="busybox", command=None, resources=Resources(1000, GIB, 0, 0))
+    task = await store.create_task(spec)
+    placed = replace(await store.create_task(spec), status=TaskStatus.PENDING, attempt=1, worker_id="worker-1")
+    async with client_of(store, settings) as api:
+
+        async def told(task_id: str) -> tuple[str | None, str | None]:
+            document = (await api.get(f"/api/tasks/{task_id}")).json()
+            return document["reason"], document["message"]
+
+        assert (await told(task.task_id))[0] == "NoController"
+        assert "nobody leads" in ((await told(task.task_id))[1] or "")
+        run = Run(
+            task_id=placed.task_id,
+            attempt=1,
+            worker_id="worker-1",
+            user_id="ann",
+            image="busybox",
+            command=None,
+            resources=spec.resources,
+        )
+        assert (await store.commit([[placed, run]])).applied == [True]
+        assert (await told(placed.task_id))[0] == "NoController"
+        await store.put_lease(Lease("controller", "one", 1, 0), 0)
+        assert (await told(task.task_id))[0] == "WaitingForCapacity"
+        assert await told(placed.task_id) == (None, None)

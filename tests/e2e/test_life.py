@@ -67,7 +67,7 @@ def test_a_missing_command_says_so(cluster: Cluster, place: Place) -> None:
     assert (
         task["message"]
         == {
-            "docker": "A command was not found in the image (exit code 127); check its spelling, and see the logs.",
+            "docker": "A command was not found (exit code 127); check its spelling and the image, and see the logs.",
             "process": "This worker has no program 'no-such-command'; it runs tasks as processes, without images. "
             "Correct the command or install the program.",
         }[place.runtime]

@@ -251,6 +251,7 @@ def test_ctrl_c_while_waiting_leaves_the_task_running(up: Up) -> None:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whatever a shell in between made of it
     )
     assert waiting.stdout
     assert waiting.stdout.readline() == "on\n"

@@ -114,7 +114,7 @@ class Joined:
 
 @contextlib.asynccontextmanager
 async def joined(directory: Path, **settings: Any) -> AsyncIterator[Joined]:
-    """A facade with quick heartbeats; `settings` beyond these."""
+    """A facade with quick heartbeats; `settings` beyond these. What its agents left running is ended with it."""
     given: dict[str, Any] = {
         "data_dir": directory,
         "rate_limit_enabled": False,
@@ -128,7 +128,11 @@ async def joined(directory: Path, **settings: Any) -> AsyncIterator[Joined]:
     try:
         await store.add_token(hashlib.sha256(TOKEN.encode()).digest(), "test")
         async with serving(store, chosen) as server:
-            yield Joined(store, chosen, server.port)
+            place = Joined(store, chosen, server.port)
+            yield place
+            with place.processes() as left:
+                for container in await asyncio.to_thread(left.containers):
+                    await asyncio.to_thread(left.stop, container.run_id, 0)
     finally:
         await store.close()
 

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from cloudai.resources import RunPhase
 from cloudai.settings import Settings
+from cloudai_agent import loop
 from cloudai_agent.process import ProcessRuntime
-from cloudai_agent.runtime import ContainerState
+from cloudai_agent.runtime import ContainerState, EngineDown
 from tests.agent.joined import MIB, PATIENCE, eventually, joined
 from tests.engines.proxy import Proxy
 
@@ -40,6 +42,16 @@ class Pulling(ProcessRuntime):
             time.sleep(0.05)
         with self._counting:
             self.pulls -= 1
+
+
+class Hanging(ProcessRuntime):
+    """An engine that may stop answering."""
+
+    hangs = False
+
+    def ping(self) -> None:
+        if self.hangs:
+            raise EngineDown("nothing came in time")
 
 
 async def test_a_run_comes_to_its_end_with_its_log_and_its_container_is_removed(tmp_path: Path) -> None:
@@ -154,6 +166,20 @@ async def test_an_agent_that_is_stopped_says_so_and_its_tasks_tell_what_is_uncer
         assert "its agent was stopped. The task goes on there once the worker is back." in task["message"]
         async with place.agent():
             assert (await place.until(late, *ENDS)).phase is RunPhase.SUCCEEDED
+            assert (await place.until_worker(lambda worker: worker.ready)).problem is None
+
+
+async def test_an_engine_that_hangs_while_nothing_is_asked_of_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "PING_SECONDS", 0.05)
+    async with joined(tmp_path, heartbeat_seconds=30.0) as place:
+        runtime = Hanging(place.settings)
+        async with place.agent(runtime):
+            await place.until_worker(lambda worker: worker.ready)
+            runtime.hangs = True
+            assert (await place.until_worker(lambda worker: not worker.ready)).problem == "nothing came in time"
+            runtime.hangs = False
             assert (await place.until_worker(lambda worker: worker.ready)).problem is None
 
 

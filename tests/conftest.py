@@ -28,11 +28,10 @@ STORES = ("sqlite", "postgres", "kubernetes")
 
 
 class Apart(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types for it
-    """A file's tests in one process; in one, too, all that need the cluster, so that only one is started."""
+    """All tests that need the cluster in one process, all others in another: each engine is started, and cleared, by one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        needs_cluster = "/kube/" in nodeid or "kubernetes" in nodeid
-        return "kubernetes" if needs_cluster else nodeid.partition("::")[0]
+        return "kubernetes" if "/kube/" in nodeid or "kubernetes" in nodeid else "others"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Apart:

@@ -15,6 +15,7 @@ from cloudai.cli.place import (
     held_data_dir,
     listen,
     local_token,
+    new_local_token,
     read_token,
     url_of,
 )
@@ -63,16 +64,18 @@ def test_loopback_is_known(host: str, loopback: bool) -> None:
     assert is_loopback(host) == loopback
 
 
-def test_a_local_token_is_made_once_and_readable_by_its_user_only(tmp_path: Path) -> None:
-    token = local_token(tmp_path)
-    assert local_token(tmp_path) == token
+def test_a_local_token_is_kept_and_readable_by_its_user_only(tmp_path: Path) -> None:
+    assert local_token(tmp_path) is None
+    first = new_local_token(tmp_path)
+    assert local_token(tmp_path) == first
+    assert new_local_token(tmp_path) != first
     assert (tmp_path / "agent.token").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"\xff\xfe\x00", "tök".encode()])
 def test_a_token_file_without_a_token_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
-    path.write_text("two words\n")
+    path.write_bytes(content)
     with pytest.raises(StartRefused, match="token create"):
         read_token(path)
 

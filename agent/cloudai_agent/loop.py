@@ -95,7 +95,6 @@ class Agent:
                     task.result()
                 self._stopping = True
                 await self._link.say_last(self._sign_of_life())
-                self._say_what_goes_on()
             finally:
                 self._stopping = True
                 for task in (asked, *tasks, *self._calls):
@@ -105,12 +104,16 @@ class Agent:
                 for pool in (self._short, self._long):
                     pool.shutdown(wait=False, cancel_futures=True)
 
-    def _say_what_goes_on(self) -> None:
+    def what_goes_on(self) -> str | None:
+        """What to know of an agent that was stopped, where containers of its server's tasks live on."""
         live = sum(watched.running for watched in self._known.runs.values())
         lease = self._memory.lease.seconds
-        if live and lease is not None:
-            words = "%d containers go on, and nobody stops them when the lease of %g s is over: start an agent before, "
-            log.warning(words + "else their tasks are lost and may run a second time beside them", live, lease)
+        if not live or lease is None:
+            return None
+        return (
+            f"{live} of its containers go on, and nobody stops them when the lease of {lease:g} s is over: start the agent "
+            "again before, else their tasks count as lost and may run a second time beside them."
+        )
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
         return await self._loop.run_in_executor(self._short, lambda: function(*arguments))
@@ -150,27 +153,37 @@ class Agent:
                 self._known.look.clear()
                 if asked and self._memory.cluster_id:
                     due = time.monotonic() + LOOK_SECONDS
-                    await self._look()
+                    try:
+                        await self._look()
+                    except EngineDown as error:
+                        self._lost_engine(error)
+                        await asyncio.sleep(RETRY_SECONDS)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PING_SECONDS):
                         await self._known.look.wait()
 
     async def _until_engine_answers(self) -> None:
         while True:
-            try:
-                await self._ask(self._runtime.ping)
-                if self._capacity is None:
-                    self._capacity = await self._ask(capacity, self._runtime, self._settings, self._bound is not None)
-            except EngineDown as error:
-                self._lost_engine(error)
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            if self._problem is not None:
-                log.info("the %s runtime answers", self._runtime.kind)
-                self._problem = None
-                self._beat.set()
-                self._known.look.set()
-            return
+            if await self._engine_answers():
+                break
+            await asyncio.sleep(RETRY_SECONDS)
+        if self._problem is not None:
+            log.info("the %s runtime answers", self._runtime.kind)
+            self._problem = None
+            self._beat.set()
+
+    async def _engine_answers(self) -> bool:
+        """Whether it is there; after it was not, whether it can tell of our containers, too."""
+        try:
+            await self._ask(self._runtime.ping)
+            if self._capacity is None:
+                self._capacity = await self._ask(capacity, self._runtime, self._settings, self._bound is not None)
+            if self._problem is not None and self._memory.cluster_id:
+                await self._look()
+        except EngineDown as error:
+            self._lost_engine(error)
+            return False
+        return True
 
     def _lost_engine(self, error: EngineDown) -> None:
         if self._problem != str(error):
@@ -180,13 +193,9 @@ class Agent:
         self._known.look.set()
 
     async def _look(self) -> None:
-        """List all our containers."""
+        """List all our containers. Raises EngineDown."""
         asked_at = time.monotonic()
-        try:
-            found = await self._ask(self._runtime.containers)
-        except EngineDown as error:
-            self._lost_engine(error)
-            return
+        found = await self._ask(self._runtime.containers)
         self._known.found(found, asked_at)
         metrics.CONTAINERS.set(sum(container.state is ContainerState.RUNNING for container in found))
 

@@ -29,6 +29,7 @@ QUEUED_OUT = 10_000  # messages; an agent that lets more wait is disconnected an
 QUEUED_IN = 256
 REMEMBERED = 1000  # runs that are gone
 GONE = 1012
+CLOSING_SECONDS = 5.0
 
 Said = Report | tuple[LogHeader, bytes]
 
@@ -57,6 +58,8 @@ class Session:
         self.whole = False  # the whole wish was sent
         self._late: set[str] | None = None  # runs that changed while the whole is read
         self._ended = "the agent closed the connection"
+        self._ending = asyncio.Event()
+        self.heard_at = time.time_ns() // 1_000_000
 
     # -- to the agent
 
@@ -67,8 +70,9 @@ class Session:
             self.end("the agent does not read")
 
     def end(self, why: str) -> None:
-        """Close the connection; the agent comes back and gets the whole."""
+        """Close the connection; the agent comes back and gets the whole. What it says from now on is left unheard."""
         self._ended = why
+        self._ending.set()
         while self._out.full():
             self._out.get_nowait()
         self._out.put_nowait(None)
@@ -113,7 +117,8 @@ class Session:
 
     async def serve(self, store: Store, beats: list[Beat]) -> None:
         """Until one side closes. Raises what a bad message or an unreachable store raises."""
-        tasks = [asyncio.ensure_future(work) for work in (self._send(), self._receive(beats), self._store(store))]
+        works = (self._send(), self._receive(beats), self._store(store), self._insist())
+        tasks = [asyncio.ensure_future(work) for work in works]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -129,17 +134,25 @@ class Session:
                 await self._websocket.send_text(message.model_dump_json())
             await self._websocket.close(GONE, self._ended)
 
+    async def _insist(self) -> None:
+        """An agent that does not read must not keep a connection that is to be closed."""
+        await self._ending.wait()
+        await asyncio.sleep(CLOSING_SECONDS)
+
     async def _receive(self, beats: list[Beat]) -> None:
         while True:
             frame = await self._websocket.receive()
             if frame["type"] == "websocket.disconnect":
                 return
+            if self._ending.is_set():
+                continue
             if (data := frame.get("bytes")) is not None:
                 await self._in.put(decode_log(data))
                 continue
             message = from_agent.validate_json(frame["text"])
             if isinstance(message, HeartbeatMessage):
-                beats.append(Beat(self, message, time.time_ns() // 1_000_000))
+                self.heard_at = time.time_ns() // 1_000_000
+                beats.append(Beat(self, message, self.heard_at))
             elif isinstance(message, Report):
                 await self._in.put(message)
             else:

@@ -181,18 +181,19 @@ class AgentHub:
 
     async def _end_revoked(self) -> None:
         """Who joined with a token that is no longer there goes."""
+        sessions = list(self._sessions.values())  # who comes later was let in by a token that is there
         try:
-            known = {token.digest for token in await self._store.list_tokens()} if self._sessions else set()
+            known = {token.digest for token in await self._store.list_tokens()} if sessions else set()
         except CloudAIError:
             return  # the store does not answer: the next time
         except Exception:
             log.exception("the join tokens cannot be read")
             return
-        revoked = [session for session in self._sessions.values() if session.token not in known]
-        for session in revoked:
-            last = HeartbeatMessage(sent_at=0, ready=False, problem=REVOKED)
-            self._beats.append(Beat(session, last, _now()))  # nothing more is placed there
-            session.end(REVOKED)
+        for session in sessions:
+            if session.token not in known:
+                session.end(REVOKED)
+                last = HeartbeatMessage(sent_at=0, ready=False, problem=REVOKED)
+                self._beats.append(Beat(session, last, session.heard_at))  # nothing more is placed there
 
     def _tell(self, runs: Iterable[Run]) -> None:
         """Send changed runs to the workers that have them."""

@@ -87,6 +87,7 @@ def create_app(store: FacadeStore, settings: Settings) -> Starlette:
     clients = Clients(settings.trusted_proxies)
     hosts = HostCheck(settings)
     changes = Changes(store)
+    lead = Lead(store)
     limits = RateLimit(settings, clients) if settings.rate_limit_enabled else None
     hub = AgentHub(store.agents, settings, clients) if store.agents is not None else None
     places = followers = None
@@ -100,7 +101,7 @@ def create_app(store: FacadeStore, settings: Settings) -> Starlette:
     async def lifespan(_: Any) -> AsyncIterator[None]:
         beside = [asyncio.ensure_future(changes.run())]
         if hub is not None:
-            beside.append(asyncio.ensure_future(hub.run()))
+            beside += [asyncio.ensure_future(hub.run()), asyncio.ensure_future(lead.run())]
         try:
             yield
         finally:
@@ -120,15 +121,19 @@ def create_app(store: FacadeStore, settings: Settings) -> Starlette:
     app.router.default = _no_socket
     app.hosts, app.metrics = hosts, metrics
     app.limits = limits
-    app.paths = _paths(store, settings, changes, followers, metrics)
+    app.paths = _paths(store, settings, changes, lead, followers, metrics)
     return app
 
 
 def _paths(
-    store: FacadeStore, settings: Settings, changes: Changes, followers: Places | None, metrics: Metrics
+    store: FacadeStore,
+    settings: Settings,
+    changes: Changes,
+    lead: Lead,
+    followers: Places | None,
+    metrics: Metrics,
 ) -> Paths:
     """Every path and its handlers; of those with a variable part, the busiest first."""
-    lead = Lead(store)
     crew = Crew(store, lead, settings)
     tasks = Tasks(store, crew, changes, settings.max_body_bytes)
     workers = Workers(store, settings.heartbeat_ms)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cloudai.api.explain import Waiting, explain, explain_inactive, explain_no_controller, explain_wish
 from cloudai.api.fresh import Fresh
 from cloudai.api.lead import Lead
+from cloudai.errors import CloudAIError
 from cloudai.resources import Reason, Resources, Task, TaskStatus, Worker, WorkerState
 from cloudai.settings import Settings
-from cloudai.store.protocol import FacadeStore
+from cloudai.store.protocol import FacadeStore, Store
 
 FRESH = 0.25  # seconds
+_UP_TO_A_CONTROLLER = (None, Reason.WAITING_FOR_CAPACITY, Reason.WORKER_INACTIVE)
 
 
 class Crew:
@@ -25,29 +27,31 @@ class Crew:
         self._lease_seconds = settings.lease_seconds
         self._now = 0
         self._workers = Fresh(self._read, FRESH)
+        self._inactive = Fresh(self._read_inactive, FRESH)
         self._known: dict[Resources, Waiting] = {}
-        self._inactive: dict[str, Worker] = {}
 
     async def workers(self) -> Sequence[WorkerState]:
         return await self._workers.get()
 
     async def why(self, task: Task) -> Waiting | None:
-        """Why a queued task waits, or what is uncertain of one that was given to a worker; None where nothing is, and where
-        the store itself says why.
+        """Why a queued task waits, or what is uncertain of one that was given to a worker; None where nothing is, where the
+        store itself says why, and where it does not answer: the task is known all the same.
         """
-        if task.status.terminal or self._store.agents is None:
+        agents = self._store.agents
+        if task.status.terminal or agents is None:
             return None
-        waiting = await self._of_workers(task)
-        if waiting is None or waiting.reason is Reason.WAITING_FOR_CAPACITY:
-            problem = await self._lead.problem()
-            return waiting if problem is None else explain_no_controller(task, problem)
+        try:
+            queued = task.status is TaskStatus.QUEUED
+            waiting = await self._of_queued(task) if queued else await self._of_placed(task)
+            if (waiting and waiting.reason) in _UP_TO_A_CONTROLLER:
+                problem = await self._lead.problem()
+                return waiting if problem is None else explain_no_controller(task, problem)
+        except CloudAIError:
+            return None
         return waiting
 
-    async def _of_workers(self, task: Task) -> Waiting | None:
+    async def _of_queued(self, task: Task) -> Waiting:
         workers = await self._workers.get()
-        if task.status is not TaskStatus.QUEUED:
-            inactive = self._inactive.get(task.worker_id or "")
-            return explain_inactive(task, inactive, self._now, self._lease_seconds) if inactive else None
         if task.message:
             return explain(task, workers, self._now, self._heartbeat_ms)
         wish = task.spec.resources
@@ -55,9 +59,22 @@ class Crew:
             known = self._known[wish] = explain_wish(wish, workers, self._now, self._heartbeat_ms)
         return known
 
+    async def _of_placed(self, task: Task) -> Waiting | None:
+        inactive = (await self._inactive.get()).get(task.worker_id or "")
+        return None if inactive is None else explain_inactive(task, inactive, _now(), self._lease_seconds)
+
     async def _read(self) -> Sequence[WorkerState]:
         workers = await self._store.list_workers()
-        self._known, self._now = {}, time.time_ns() // 1_000_000
-        everybody = (state.worker for state in workers)
-        self._inactive = {one.worker_id: one for one in everybody if not one.active(self._now, self._heartbeat_ms)}
+        self._known, self._now = {}, _now()
         return workers
+
+    async def _read_inactive(self) -> Mapping[str, Worker]:
+        """Without what runs hold, which costs more and matters to none that has its place."""
+        agents: Store | None = self._store.agents
+        assert agents is not None
+        now, workers = _now(), await agents.get_workers()
+        return {name: one for name, one in workers.items() if not one.active(now, self._heartbeat_ms)}
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

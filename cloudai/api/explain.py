@@ -49,7 +49,10 @@ def explain_wish(wish: Resources, workers: Sequence[WorkerState], now: int, hear
 def explain_no_controller(task: Task, problem: str) -> Waiting:
     """`problem`: why nothing is decided about any task."""
     if task.status is TaskStatus.QUEUED:
-        then = "The task starts once a controller is at work"
+        before = f"{task.message} " if task.message else ""
+        then = f"{before}The task starts once a controller is at work"
+    elif task.cancel_requested:
+        then = "The task is stopped, and its end told, once a controller is at work"
     else:
         then = "What runs goes on, and its end is told once a controller is at work"
     return Waiting(Reason.NO_CONTROLLER, f"{then}: {problem}.")
@@ -59,14 +62,16 @@ def explain_inactive(task: Task, worker: Worker, now: int, lease_seconds: float)
     """What is uncertain of `task`, which was given to `worker`, and that is not active."""
     heard = f"was last heard of {max(0, now - worker.last_heartbeat) // 1000} s ago"
     problem = "" if worker.ready else f" and said: {worker.problem or 'it is not ready'}"
-    if task.status is TaskStatus.RUNNING:
+    if task.cancel_requested:
+        here = "The task is stopped there once the worker is back."
+    elif task.status is TaskStatus.RUNNING:
         here = "What runs there goes on as far as anybody can know."
     else:
         here = "The task goes on there once the worker is back."
     if lease_seconds == float("inf"):
         later = ""
     else:
-        later = f" Once the controller has heard nothing of it for {lease_seconds:g} s, this attempt counts as lost."
+        later = f" If it stays away for longer than its lease of {lease_seconds:g} s, this attempt counts as lost."
     return Waiting(Reason.WORKER_INACTIVE, f"Worker {worker.worker_id} {heard}{problem}. {here}{later}")
 
 

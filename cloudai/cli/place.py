@@ -17,6 +17,8 @@ import click
 
 from cloudai.settings import Settings
 
+LOCAL_TOKEN = "agent.token"
+
 
 class StartRefused(click.ClickException):
     """A part cannot start here; the message says what to change."""
@@ -110,22 +112,27 @@ def digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def local_token(directory: Path) -> str:
-    """The token of the worker that runs beside its API: made once, readable by this user only."""
-    path = directory / "agent.token"
+def local_token(directory: Path) -> str | None:
+    """The token of the worker that runs beside its API; None before one was made."""
     try:
-        return read_token(path)
+        return read_token(directory / LOCAL_TOKEN)
     except FileNotFoundError:
-        token = new_token()
-        fresh = path.with_suffix(".new")
-        fresh.unlink(missing_ok=True)
-        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(token + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
-        return token
+        return None
+
+
+def new_local_token(directory: Path) -> str:
+    """Another one from now on, readable by this user only."""
+    path = directory / LOCAL_TOKEN
+    token = new_token()
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(path)
+    return token
 
 
 def read_token(path: Path) -> str:

@@ -69,7 +69,9 @@ def agent(**flags: Any) -> None:
 
     with held_worker(settings) as worker:
         click.echo(f"Worker {worker.name} joins {settings.server}; runtime {worker.choice}")
-        run_until_signal(worker.part(token))
+        joined = worker.agent(token)
+        run_until_signal(joined.run)
+        click.echo(f"Worker {worker.name} has stopped. {joined.what_goes_on() or ''}".strip())
 
 
 def _prepared(flags: dict[str, Any]) -> Settings:

@@ -14,7 +14,7 @@ import click
 
 from cloudai.api.hosts import is_loopback
 from cloudai.cli.parts import announcement, run_until_signal, started_by, together
-from cloudai.cli.place import digest, held_data_dir, listen, local_token, url_of
+from cloudai.cli.place import digest, held_data_dir, listen, local_token, new_local_token, url_of
 from cloudai.cli.serving import api_part, controller_part
 from cloudai.cli.stores import opened_store, shown
 from cloudai.settings import Settings
@@ -34,17 +34,18 @@ def run_up(settings: Settings, *, with_agent: bool) -> None:
             from cloudai.cli.working import held_worker
 
             worker = held.enter_context(held_worker(settings))
-        token = local_token(directory)
         url = url_of(listener, settings.host)
 
         async def body(stop: asyncio.Event) -> None:
             listening = asyncio.Event()
             async with opened_store(settings) as store:
-                if not await store.has_token(digest(token)):
+                token = local_token(directory)
+                if token is None or not await store.has_token(digest(token)):  # none yet, or it was revoked
+                    token = new_local_token(directory)
                     await store.add_token(digest(token), "up")
                 parts = [api_part(store, settings, listener, listening), controller_part(store, settings)]
                 if worker:
-                    parts.append(started_by(listening, worker.part(token, url)))
+                    parts.append(started_by(listening, worker.agent(token, url).run))
                 parts.append(announcement(listening, welcome(settings, url, worker)))
                 await together(parts, stop)
             click.echo(farewell(worker))

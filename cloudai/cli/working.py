@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cloudai.cli.parts import Part
 from cloudai.cli.place import held_data_dir
 from cloudai.cli.runtimes import Choice, choose
 from cloudai.settings import Settings
@@ -27,10 +26,10 @@ class LocalWorker:
         assert self.settings.worker_id is not None
         return self.settings.worker_id
 
-    def part(self, token: str, server: str | None = None) -> Part:
+    def agent(self, token: str, server: str | None = None) -> Agent:
         """The agent, joining `server` (default: that of the settings)."""
         settings = self.settings.model_copy(update={"server": server}) if server else self.settings
-        return Agent(settings, token, self.choice.runtime).run
+        return Agent(settings, token, self.choice.runtime)
 
 
 @contextmanager

@@ -129,10 +129,12 @@ async def joined(directory: Path, **settings: Any) -> AsyncIterator[Joined]:
         await store.add_token(hashlib.sha256(TOKEN.encode()).digest(), "test")
         async with serving(store, chosen) as server:
             place = Joined(store, chosen, server.port)
-            yield place
-            with place.processes() as left:
-                for container in await asyncio.to_thread(left.containers):
-                    await asyncio.to_thread(left.stop, container.run_id, 0)
+            try:
+                yield place
+            finally:
+                with place.processes() as left:
+                    for container in await asyncio.to_thread(left.containers):
+                        await asyncio.to_thread(left.stop, container.run_id, 0)
     finally:
         await store.close()
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cloudai.api import lead
 from cloudai.resources import RunPhase
 from cloudai.settings import Settings
+from cloudai.store.protocol import Lease
 from cloudai_agent import loop
 from cloudai_agent.process import ProcessRuntime
 from cloudai_agent.runtime import ContainerState, EngineDown
@@ -152,8 +154,12 @@ async def test_the_next_agent_takes_the_containers_up(tmp_path: Path) -> None:
         assert await place.log(run) == "a\nb\n"
 
 
-async def test_an_agent_that_is_stopped_says_so_and_its_tasks_tell_what_is_uncertain(tmp_path: Path) -> None:
+async def test_an_agent_that_is_stopped_says_so_and_its_tasks_tell_what_is_uncertain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lead, "FRESH", -1.0)
     async with joined(tmp_path, heartbeat_seconds=30.0) as place, httpx.AsyncClient() as http:
+        await place.store.put_lease(Lease("controller", "one", 1, 0), 0)
         stop = asyncio.Event()
         async with place.agent(stop=stop):
             assert (await place.until_worker(lambda worker: worker.ready)).problem is None

@@ -314,7 +314,8 @@ async def test_who_joined_with_a_token_that_is_revoked_is_cut_off(endpoint: Endp
         another = hashlib.sha256(b"another").digest()
         await endpoint.store.add_token(another, "another")
         assert await endpoint.store.remove_token(another)
-        assert (await agent.heard())["type"] == "runs"  # the whole, once more
+        for _ in range(2):  # one of them was begun after that
+            assert (await agent.heard())["type"] == "runs"
         assert await endpoint.store.remove_token(hashlib.sha256(TOKEN.encode()).digest())
         assert await agent.closed() == (COME_AGAIN, "its join token was revoked")
     assert (await handshake_refused(endpoint, f"Bearer {TOKEN}"))[0] == 401

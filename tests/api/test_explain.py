@@ -62,7 +62,7 @@ def test_workers_that_do_not_answer_do_not_count(fields: dict[str, Any], words: 
         (
             TaskStatus.PENDING,
             300.0,
-            "Once the controller has heard nothing of it for 300 s, this attempt counts as lost.",
+            "If it stays away for longer than its lease of 300 s, this attempt counts as lost.",
         ),
     ],
 )

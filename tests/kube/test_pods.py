@@ -162,6 +162,17 @@ def test_an_old_list_changes_nothing_back() -> None:
     assert memory.only_tasks(set(), version=8) == set()  # told of since
 
 
+def test_a_pod_that_gets_its_labels_back_is_known_again() -> None:
+    memory = Memory()
+    memory.put_pod(pod({}, version=5))
+    assert memory.drop_pod("t", "t-1", "pod", 6)  # of such a one the watch says that it was deleted
+    assert not memory.put_pod(pod({}, version=5))
+    assert memory.put_pod(pod({}, version=7))
+    assert memory.only_pods(set(), version=8) == {"t"}
+    assert not memory.put_pod(pod({}, version=8))
+    assert memory.put_pod(pod({}, version=9))
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_what_is_gone_does_not_come_back_with_an_answer_that_was_on_its_way(told: bool) -> None:
     memory = Memory()

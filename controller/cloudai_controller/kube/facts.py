@@ -55,7 +55,9 @@ class Facts:
         self._task_told_at = self.heard_at = time.monotonic()
         name = resource["metadata"]["name"]
         if kind == "DELETED":
-            changed = self.memory.drop_task(name, resource["metadata"]["uid"])
+            changed = self.memory.drop_task(
+                name, resource["metadata"]["uid"], int(resource["metadata"]["resourceVersion"])
+            )
         else:
             changed = self.memory.put_task(resource)
         if changed:
@@ -77,10 +79,11 @@ class Facts:
             (self._changed if ends else self._moved)(attempt[0])
 
     def deleted(self, resource: Json) -> None:
-        """The Pod is gone."""
+        """The Pod is gone, or has no label of ours any more."""
         self.heard_at = time.monotonic()
         attempt, meta = attempt_of(resource), resource["metadata"]
-        if attempt is not None and self.memory.drop_pod(attempt[0], meta["name"], meta["uid"]):
+        version = int(meta["resourceVersion"])
+        if attempt is not None and self.memory.drop_pod(attempt[0], meta["name"], meta["uid"], version):
             self._changed(attempt[0])
 
     def only(self, keys: Set[Key], version: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import orjson
@@ -107,20 +108,20 @@ class Memory:
     def __init__(self) -> None:
         self.tasks: dict[str, SeenTask] = {}
         self.pods: defaultdict[str, dict[str, SeenPod]] = defaultdict(dict)
-        self._gone: OrderedDict[str, None] = OrderedDict()  # uids of what was deleted
+        self._gone: OrderedDict[str, float] = OrderedDict()  # uids of what was deleted, and in which version
 
     def put_task(self, resource: Mapping[str, Any]) -> bool:
         """The Task as it is now."""
         name, now = resource["metadata"]["name"], seen_task(resource)
         before = self.tasks.get(name)
-        if now.uid in self._gone or (before is not None and before.version >= now.version):
+        if now.version <= self._gone.get(now.uid, 0) or (before is not None and before.version >= now.version):
             return False
         self.tasks[name] = now
         return True
 
-    def drop_task(self, name: str, uid: str) -> bool:
-        """The Task is gone."""
-        self._deleted(uid)
+    def drop_task(self, name: str, uid: str, version: float = inf) -> bool:
+        """The Task is gone; by that version, where it only went out of sight."""
+        self._deleted(uid, version)
         if name not in self.tasks or self.tasks[name].uid != uid:
             return False
         del self.tasks[name]
@@ -133,14 +134,14 @@ class Memory:
             return False
         (task, _), name, now = attempt, pod["metadata"]["name"], seen_pod(pod)
         before = self.pods[task].get(name) if task in self.pods else None
-        if now.uid in self._gone or (before is not None and before.version >= now.version):
+        if now.version <= self._gone.get(now.uid, 0) or (before is not None and before.version >= now.version):
             return False
         self.pods[task][name] = now
         return True
 
-    def drop_pod(self, task: str, name: str, uid: str) -> bool:
-        """The Pod is gone."""
-        self._deleted(uid)
+    def drop_pod(self, task: str, name: str, uid: str, version: float = inf) -> bool:
+        """The Pod is gone; by that version, where it only went out of sight: somebody may put its labels back."""
+        self._deleted(uid, version)
         known = self.pods.get(task, {})
         if name not in known or known[name].uid != uid:
             return False
@@ -168,8 +169,8 @@ class Memory:
         if task is not None and task.finished_at is not None:
             self.tasks[name] = SeenTask(task.uid, task.version, None, task.finished_at)
 
-    def _deleted(self, uid: str) -> None:
-        self._gone[uid] = None
+    def _deleted(self, uid: str, version: float) -> None:
+        self._gone[uid] = version
         if len(self._gone) > REMEMBERED:
             self._gone.popitem(last=False)
 
@@ -177,7 +178,7 @@ class Memory:
         """Forget the Tasks that a whole list of that version has not; returns their names."""
         gone = {name for name, task in self.tasks.items() if name not in names and task.version <= version}
         for name in gone:
-            self.drop_task(name, self.tasks[name].uid)
+            self.drop_task(name, self.tasks[name].uid, version)
         return gone
 
     def only_pods(self, names: Set[str], version: int) -> set[str]:
@@ -185,5 +186,5 @@ class Memory:
         known = [(task, name, pod) for task, pods in self.pods.items() for name, pod in pods.items()]
         gone = [(task, name, pod) for task, name, pod in known if name not in names and pod.version <= version]
         for task, name, pod in gone:
-            self.drop_pod(task, name, pod.uid)
+            self.drop_pod(task, name, pod.uid, version)
         return {task for task, _, _ in gone}

@@ -35,8 +35,8 @@ class Lead:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def problem(self) -> str | None:
-        """Raises where the store does not answer."""
-        return await self._problem.get()
+        """That one leads is believed for a moment; that none does is asked anew. Raises where the store does not answer."""
+        return await self._problem.get() and await self._judge()
 
     async def _judge(self) -> str | None:
         lease = await self._store.get_lease(LEASE)

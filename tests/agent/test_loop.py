@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cloudai.api import lead
 from cloudai.resources import RunPhase
 from cloudai.settings import Settings
 from cloudai.store.protocol import Lease
@@ -154,10 +153,7 @@ async def test_the_next_agent_takes_the_containers_up(tmp_path: Path) -> None:
         assert await place.log(run) == "a\nb\n"
 
 
-async def test_an_agent_that_is_stopped_says_so_and_its_tasks_tell_what_is_uncertain(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lead, "FRESH", -1.0)
+async def test_an_agent_that_is_stopped_says_so_and_its_tasks_tell_what_is_uncertain(tmp_path: Path) -> None:
     async with joined(tmp_path, heartbeat_seconds=30.0) as place, httpx.AsyncClient() as http:
         await place.store.put_lease(Lease("controller", "one", 1, 0), 0)
         stop = asyncio.Event()

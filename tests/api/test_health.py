@@ -86,10 +86,7 @@ async def test_a_leader_that_gave_up_its_lead_leads_no_more(store: SqlStore, set
     assert "nobody leads" in verdict["checks"]["controller"]
 
 
-async def test_without_a_controller_tasks_say_so(
-    store: SqlStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lead, "FRESH", -1.0)
+async def test_without_a_controller_tasks_say_so(store: SqlStore, settings: Settings) -> None:
     amount = Resources(8000, 16 * GIB, 100 * GIB, 0)
     worker = Worker(
         worker_id="worker-1",

@@ -116,6 +116,7 @@ class Link:
             async with connection:
                 await self._serve(connection)
         finally:
+            self._connection = None
             # Ended while it waits for the other side's goodbye, the connection would stay open.
             connection.transport.abort()
 
@@ -123,18 +124,12 @@ class Link:
         register, sent_at = self._registration()
         await connection.send(encode(register))
         self._connection = connection
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                terms = from_server.validate_json(await connection.recv())
-            if isinstance(terms, Refused):
-                raise _Refusal(terms.message)
-            if not isinstance(terms, Registered):
-                raise ValueError("the server did not answer the registration")
-            await self._joined_with(terms, sent_at, connection)
-        finally:
-            self._connection = None
-
-    async def _joined_with(self, terms: Registered, sent_at: float, connection: ClientConnection) -> None:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            terms = from_server.validate_json(await connection.recv())
+        if isinstance(terms, Refused):
+            raise _Refusal(terms.message)
+        if not isinstance(terms, Registered):
+            raise ValueError("the server did not answer the registration")
         self._out, self._joined = _Outbox(), True
         try:
             self._listener.registered(terms, sent_at)

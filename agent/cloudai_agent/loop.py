@@ -142,43 +142,36 @@ class Agent:
 
     async def _watch_engine(self) -> None:
         """Ask until the engine answers, join the cluster, then look again whenever something may have been missed."""
-        await self._until_engine_answers()
+        await self._until_engine_answers(look=False)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._link.run())
             group.create_task(self._listen())
             due = time.monotonic()
             while True:
-                await self._until_engine_answers()
-                asked = self._known.look.is_set() or time.monotonic() >= due
+                look = self._known.look.is_set() or time.monotonic() >= due
                 self._known.look.clear()
-                if asked and self._memory.cluster_id:
+                await self._until_engine_answers(look)
+                if look:
                     due = time.monotonic() + LOOK_SECONDS
-                    try:
-                        await self._look()
-                    except EngineDown as error:
-                        self._lost_engine(error)
-                        await asyncio.sleep(RETRY_SECONDS)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PING_SECONDS):
                         await self._known.look.wait()
 
-    async def _until_engine_answers(self) -> None:
-        while True:
-            if await self._engine_answers():
-                break
+    async def _until_engine_answers(self, look: bool) -> None:
+        while not await self._engine_answers(look):  # noqa: ASYNC110 - an engine tells nobody that it is back
             await asyncio.sleep(RETRY_SECONDS)
         if self._problem is not None:
             log.info("the %s runtime answers", self._runtime.kind)
             self._problem = None
             self._beat.set()
 
-    async def _engine_answers(self) -> bool:
-        """Whether it is there; after it was not, whether it can tell of our containers, too."""
+    async def _engine_answers(self, look: bool) -> bool:
+        """Whether it is there; where it was not, or `look` is asked for, whether it can tell of our containers, too."""
         try:
             await self._ask(self._runtime.ping)
             if self._capacity is None:
                 self._capacity = await self._ask(capacity, self._runtime, self._settings, self._bound is not None)
-            if self._problem is not None and self._memory.cluster_id:
+            if self._memory.cluster_id and (look or self._problem is not None):
                 await self._look()
         except EngineDown as error:
             self._lost_engine(error)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from cloudai.api.workers import now_ms
 from cloudai.errors import CloudAIError, Code
 from cloudai.resources import Run
 from cloudai.store.protocol import Store
@@ -59,7 +59,7 @@ class Session:
         self._late: set[str] | None = None  # runs that changed while the whole is read
         self._ended = "the agent closed the connection"
         self._ending = asyncio.Event()
-        self.heard_at = time.time_ns() // 1_000_000
+        self.heard_at = now_ms()
 
     # -- to the agent
 
@@ -151,7 +151,7 @@ class Session:
                 continue
             message = from_agent.validate_json(frame["text"])
             if isinstance(message, HeartbeatMessage):
-                self.heard_at = time.time_ns() // 1_000_000
+                self.heard_at = now_ms()
                 beats.append(Beat(self, message, self.heard_at))
             elif isinstance(message, Report):
                 await self._in.put(message)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -20,6 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from cloudai.api.agent_session import Beat, Session
 from cloudai.api.answers import envelope
 from cloudai.api.clients import Clients
+from cloudai.api.workers import now_ms
 from cloudai.errors import CloudAIError, Code
 from cloudai.resources import Run, Worker
 from cloudai.settings import Settings
@@ -120,7 +120,7 @@ class AgentHub:
         """Store the worker, unless its name is another machine's that may still hold something."""
         known = (await self._store.get_workers([message.worker_id])).get(message.worker_id)
         if known is not None and known.identity != message.identity:
-            over = _now() - known.last_heartbeat > self._settings.lease_seconds * 1000
+            over = now_ms() - known.last_heartbeat > self._settings.lease_seconds * 1000
             # What the first one held is not for another to speak of: the controller gives it up first.
             if not over or await self._store.runs_of_worker(message.worker_id):
                 return _name_taken(message.worker_id)
@@ -269,7 +269,7 @@ def _name_taken(worker_id: str) -> Refused:
 
 
 def _worker(message: Register) -> Worker:
-    now = _now()
+    now = now_ms()
     return Worker(
         worker_id=message.worker_id,
         identity=message.identity,
@@ -299,7 +299,3 @@ def _stored(beat: Beat) -> Heartbeat:
 async def _close(websocket: WebSocket, code: int, reason: str) -> None:
     with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it may be gone already
         await websocket.close(code, reason)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

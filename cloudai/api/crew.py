@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 from cloudai.api.explain import Waiting, explain, explain_inactive, explain_no_controller, explain_wish
 from cloudai.api.fresh import Fresh
 from cloudai.api.lead import Lead
+from cloudai.api.workers import now_ms
 from cloudai.errors import CloudAIError
 from cloudai.resources import Reason, Resources, Task, TaskStatus, Worker, WorkerState
 from cloudai.settings import Settings
-from cloudai.store.protocol import FacadeStore, Store
+from cloudai.store.protocol import FacadeStore
 
 FRESH = 0.25  # seconds
-_UP_TO_A_CONTROLLER = (None, Reason.WAITING_FOR_CAPACITY, Reason.WORKER_INACTIVE)
+_UP_TO_A_CONTROLLER = (Reason.WAITING_FOR_CAPACITY, Reason.WORKER_INACTIVE)  # before anything else
 
 
 class Crew:
@@ -33,22 +33,31 @@ class Crew:
     async def workers(self) -> Sequence[WorkerState]:
         return await self._workers.get()
 
-    async def why(self, task: Task) -> Waiting | None:
-        """Why a queued task waits, or what is uncertain of one that was given to a worker; None where nothing is, where the
-        store itself says why, and where it does not answer: the task is known all the same.
+    async def why(self, tasks: Sequence[Task]) -> list[Waiting | None]:
+        """Of each, why it waits when it is queued, or what is uncertain when it was given to a worker; None where nothing is,
+        where the store itself says why, and where it does not answer: the tasks are known all the same.
         """
-        agents = self._store.agents
-        if task.status.terminal or agents is None:
-            return None
+        nothing: list[Waiting | None] = [None] * len(tasks)
+        if self._store.agents is None or all(task.status.terminal for task in tasks):
+            return nothing
         try:
-            queued = task.status is TaskStatus.QUEUED
-            waiting = await self._of_queued(task) if queued else await self._of_placed(task)
-            if (waiting and waiting.reason) in _UP_TO_A_CONTROLLER:
-                problem = await self._lead.problem()
-                return waiting if problem is None else explain_no_controller(task, problem)
+            told = [await self._of(task) for task in tasks]
+            problem = await self._lead.problem()
         except CloudAIError:
+            return nothing
+        if problem is None:
+            return told
+        return [
+            explain_no_controller(task, problem)
+            if not task.status.terminal and (one is None or one.reason in _UP_TO_A_CONTROLLER)
+            else one
+            for task, one in zip(tasks, told, strict=True)
+        ]
+
+    async def _of(self, task: Task) -> Waiting | None:
+        if task.status.terminal:
             return None
-        return waiting
+        return await self._of_queued(task) if task.status is TaskStatus.QUEUED else await self._of_placed(task)
 
     async def _of_queued(self, task: Task) -> Waiting:
         workers = await self._workers.get()
@@ -61,20 +70,16 @@ class Crew:
 
     async def _of_placed(self, task: Task) -> Waiting | None:
         inactive = (await self._inactive.get()).get(task.worker_id or "")
-        return None if inactive is None else explain_inactive(task, inactive, _now(), self._lease_seconds)
+        return None if inactive is None else explain_inactive(task, inactive, now_ms(), self._lease_seconds)
 
     async def _read(self) -> Sequence[WorkerState]:
         workers = await self._store.list_workers()
-        self._known, self._now = {}, _now()
+        self._known, self._now = {}, now_ms()
         return workers
 
     async def _read_inactive(self) -> Mapping[str, Worker]:
         """Without what runs hold, which costs more and matters to none that has its place."""
-        agents: Store | None = self._store.agents
+        agents = self._store.agents
         assert agents is not None
-        now, workers = _now(), await agents.get_workers()
+        now, workers = now_ms(), await agents.get_workers()
         return {name: one for name, one in workers.items() if not one.active(now, self._heartbeat_ms)}
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

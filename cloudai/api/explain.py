@@ -22,9 +22,7 @@ class Waiting:
 def explain(task: Task, workers: Sequence[WorkerState], now: int, heartbeat_ms: int) -> Waiting:
     """What keeps `task` from its start. A task that waits for another attempt also says why the last one ended."""
     waiting = explain_wish(task.spec.resources, workers, now, heartbeat_ms)
-    if task.message:
-        return Waiting(waiting.reason, f"{task.message} {waiting.message}")
-    return waiting
+    return Waiting(waiting.reason, _after_the_last(task, waiting.message))
 
 
 def explain_wish(wish: Resources, workers: Sequence[WorkerState], now: int, heartbeat_ms: int) -> Waiting:
@@ -49,8 +47,7 @@ def explain_wish(wish: Resources, workers: Sequence[WorkerState], now: int, hear
 def explain_no_controller(task: Task, problem: str) -> Waiting:
     """`problem`: why nothing is decided about any task."""
     if task.status is TaskStatus.QUEUED:
-        before = f"{task.message} " if task.message else ""
-        then = f"{before}The task starts once a controller is at work"
+        then = _after_the_last(task, "The task starts once a controller is at work")
     elif task.cancel_requested:
         then = "The task is stopped, and its end told, once a controller is at work"
     else:
@@ -73,6 +70,11 @@ def explain_inactive(task: Task, worker: Worker, now: int, lease_seconds: float)
     else:
         later = f" If it stays away for longer than its lease of {lease_seconds:g} s, this attempt counts as lost."
     return Waiting(Reason.WORKER_INACTIVE, f"Worker {worker.worker_id} {heard}{problem}. {here}{later}")
+
+
+def _after_the_last(task: Task, words: str) -> str:
+    """Behind what a queued task says of the end of its last attempt."""
+    return f"{task.message} {words}" if task.message else words
 
 
 def _held_by(tasks: int) -> str:

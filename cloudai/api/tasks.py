@@ -71,7 +71,8 @@ class Tasks:
             task = await self._changed(task_id, query)
         else:
             task = await self._store.get_task(task_id)
-        return Json(views.full(task, await self._crew.why(task)))
+        [waiting] = await self._crew.why([task])
+        return Json(views.full(task, waiting))
 
     async def _changed(self, task_id: str, query: TaskGetQuery) -> Task:
         """The task when it has ended or has another version than asked for, or when the time is over."""
@@ -98,7 +99,8 @@ class Tasks:
         if brief:
             tasks = [views.summary(task) for task in page.tasks]
         else:
-            tasks = [views.full(task, await self._crew.why(task)) for task in page.tasks]
+            waiting = await self._crew.why(page.tasks)
+            tasks = [views.full(task, why) for task, why in zip(page.tasks, waiting, strict=True)]
         return Json({"tasks": tasks, "total": page.total, "limit": query.limit, "offset": query.offset})
 
     async def cancel(self, request: Request) -> Response:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from cloudai.resources import Reason
+
 Document = Mapping[str, Any]
 
 TASK_FIELDS = (
@@ -22,9 +24,7 @@ TASK_FIELDS = (
     ("Started", "started_at"),
     ("Finished", "finished_at"),
 )
-
-
-UNCERTAIN = ("WorkerInactive", "NoController")  # reasons of a task that runs, whose message says more
+UNCERTAIN = (Reason.WORKER_INACTIVE, Reason.NO_CONTROLLER)  # of a task that runs; the message says more
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cloudai.cli.options import setting_flags, settings_from
-from cloudai.cli.place import digest, new_token
+from cloudai.cli.place import StartRefused, digest, new_token
 
 if TYPE_CHECKING:
     from cloudai.settings import Settings
@@ -73,7 +73,6 @@ def revoke(key: str, **flags: Any) -> None:
 
     Agents that joined with it are cut off within half a minute; their tasks go on until the end of the lease.
     """
-
     from cloudai.cli.stores import shown
 
     settings = settings_from(flags)
@@ -96,7 +95,6 @@ def _id(token: Token) -> str:
 
 def _at_known_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:
     """Of a store that is not there yet, nobody has a token."""
-    from cloudai.cli.place import StartRefused
     from cloudai.cli.stores import shown
     from cloudai.store.engine import sqlite_file
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cloudai.resources import Resources, Run, RunPhase, TaskSpec, TaskStatus, Worker
 from cloudai.settings import Settings
@@ -21,6 +21,7 @@ from tests.api.conftest import serving
 MIB = 1024 * 1024
 PATIENCE = 60.0  # seconds; whatever takes longer counts as never
 TOKEN = "token"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,22 +89,26 @@ class Joined:
 
     async def until(self, run: Run, *phases: RunPhase) -> Run:
         """Wait until the run has come to one of `phases`."""
-        async with asyncio.timeout(PATIENCE):
-            changes = self.store.watch(0)
-            async with contextlib.aclosing(changes):  # type: ignore[type-var]
-                async for _ in changes:
-                    found = (await self.store.get_runs([run.run_id]))[run.run_id]
-                    if found.phase in phases:
-                        return found
-        raise AssertionError("the changes ended")
+
+        async def read() -> Run:
+            return (await self.store.get_runs([run.run_id]))[run.run_id]
+
+        return await self._until(read, lambda found: found.phase in phases)
 
     async def until_worker(self, true: Callable[[Worker], bool]) -> Worker:
         """Wait until `true` is said of worker-1."""
+
+        async def read() -> Worker | None:
+            return (await self.store.get_workers(["worker-1"])).get("worker-1")
+
+        return await self._until(read, true)
+
+    async def _until(self, read: Callable[[], Awaitable[T | None]], true: Callable[[T], bool]) -> T:
         async with asyncio.timeout(PATIENCE):
             changes = self.store.watch(0)
             async with contextlib.aclosing(changes):  # type: ignore[type-var]
                 async for _ in changes:
-                    found = (await self.store.get_workers(["worker-1"])).get("worker-1")
+                    found = await read()
                     if found is not None and true(found):
                         return found
         raise AssertionError("the changes ended")

@@ -17,6 +17,7 @@ from cloudai.store.kube import quantity
 
 GROUP = "cloudai.dev"
 VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
 PLURAL = "tasks"
 KIND = "Task"
 USER_LABEL = f"{GROUP}/user"
@@ -62,7 +63,7 @@ def millis(text: str | None) -> int | None:
 
 def tasks_path(namespace: str) -> str:
     """Where the API server has the Tasks of a namespace."""
-    return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+    return f"/apis/{API_VERSION}/namespaces/{namespace}/{PLURAL}"
 
 
 # -- the wish
@@ -80,7 +81,7 @@ def task_resource(name: str, namespace: str, spec: TaskSpec) -> Json:
     if spec.max_retries is not None:
         wish["maxRetries"] = spec.max_retries
     return {
-        "apiVersion": f"{GROUP}/{VERSION}",
+        "apiVersion": API_VERSION,
         "kind": KIND,
         "metadata": {"name": name, "namespace": namespace},
         "spec": wish,

@@ -19,9 +19,8 @@ from cloudai.resources import PLACED_STATUSES, Reason, Run, Task, TaskStatus, ru
 from cloudai.settings import Settings
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.task_resource import (
-    GROUP,
+    API_VERSION,
     KIND,
-    VERSION,
     Attempt,
     Json,
     attempts_of,
@@ -216,7 +215,7 @@ class Operator:
         meta = resource["metadata"]
         status = status_of(task, ended, resource.get("status") or {}, meta.get("generation", 1), now)
         known = {name: meta[name] for name in ("name", "namespace", "uid", "resourceVersion")}
-        body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": known, "status": status}
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": known, "status": status}
         try:
             stored = await self._api.replace(f"{self._tasks_path}/{meta['name']}/status", body)
         except ApiError as error:

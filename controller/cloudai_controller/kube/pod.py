@@ -9,7 +9,7 @@ from typing import Any
 from cloudai.resources import Task, run_id
 from cloudai.store.kube import quantity
 from cloudai.store.kube.pods import CONTAINER, FINALIZER
-from cloudai.store.kube.task_resource import ATTEMPT_LABEL, GROUP, KIND, TASK_LABEL, USER_LABEL, VERSION, Json
+from cloudai.store.kube.task_resource import API_VERSION, ATTEMPT_LABEL, KIND, TASK_LABEL, USER_LABEL, Json
 
 UNREACHABLE_SECONDS = 300  # Kubernetes' own default, written out: how long a silent node keeps its Pods
 _COPIED = (
@@ -36,7 +36,7 @@ def pod_of(resource: Mapping[str, Any], task: Task, attempt: int, terms: PodTerm
     meta, wish = resource["metadata"], resource["spec"].get("pod") or {}
     labels = {**(wish.get("labels") or {}), TASK_LABEL: task.task_id, ATTEMPT_LABEL: str(attempt)}
     owner = {
-        "apiVersion": f"{GROUP}/{VERSION}",
+        "apiVersion": API_VERSION,
         "kind": KIND,
         "name": meta["name"],
         "uid": meta["uid"],

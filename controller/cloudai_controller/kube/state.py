@@ -114,7 +114,7 @@ class Memory:
         """The Task as it is now."""
         name, now = resource["metadata"]["name"], seen_task(resource)
         before = self.tasks.get(name)
-        if now.version <= self._gone.get(now.uid, 0) or (before is not None and before.version >= now.version):
+        if not self._is_news(now, before):
             return False
         self.tasks[name] = now
         return True
@@ -134,7 +134,7 @@ class Memory:
             return False
         (task, _), name, now = attempt, pod["metadata"]["name"], seen_pod(pod)
         before = self.pods[task].get(name) if task in self.pods else None
-        if now.version <= self._gone.get(now.uid, 0) or (before is not None and before.version >= now.version):
+        if not self._is_news(now, before):
             return False
         self.pods[task][name] = now
         return True
@@ -168,6 +168,9 @@ class Memory:
         task = self.tasks.get(name)
         if task is not None and task.finished_at is not None:
             self.tasks[name] = SeenTask(task.uid, task.version, None, task.finished_at)
+
+    def _is_news(self, now: SeenTask | SeenPod, before: SeenTask | SeenPod | None) -> bool:
+        return now.version > max(self._gone.get(now.uid, 0), before.version if before is not None else 0)
 
     def _deleted(self, uid: str, version: float) -> None:
         self._gone[uid] = version

@@ -10,7 +10,7 @@ from cloudai.errors import CloudAIError
 from cloudai.resources import Reason
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.pods import FINALIZER
-from cloudai.store.kube.task_resource import GROUP, KIND, VERSION
+from cloudai.store.kube.task_resource import API_VERSION, KIND
 from cloudai_controller.kube.archive import Archive
 from cloudai_controller.kube.facts import Facts
 from cloudai_controller.kube.state import SeenPod
@@ -64,7 +64,7 @@ class Tidying:
         if not urgent and self._is_busy() and _now() - (pod.run.finished_at or pod.run.created_at) < PATIENCE_MS:
             return BUSY_SECONDS
         if seen is not None and seen.uid == pod.owner:
-            owner = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "name": name, "uid": seen.uid}
+            owner = {"apiVersion": API_VERSION, "kind": KIND, "name": name, "uid": seen.uid}
             try:
                 await self._archive.keep(pod, owner)
             except (ApiError, CloudAIError) as error:

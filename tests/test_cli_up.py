@@ -325,6 +325,7 @@ def test_a_store_that_cannot_be_opened_is_refused(data_dir: Path, content: bytes
     place.mkdir() if content is None else place.write_bytes(content)
     said = refused(data_dir, "--port", "0")
     assert "cannot open the store" in said
+    assert ("may this user write both?" in said) == (content is None)
     assert "Traceback" not in said
 
 

@@ -85,7 +85,7 @@ class Link:
                     await self._connection.send(encode(message))
 
     async def run(self) -> None:
-        delay = FIRST_RETRY
+        delay, said = FIRST_RETRY, ""
         while True:
             self._joined = False
             try:
@@ -95,10 +95,12 @@ class Link:
                 delay = REFUSED_RETRY
             except (OSError, InvalidHandshake, TimeoutError, ConnectionClosed, ValidationError, ValueError) as error:
                 hint = "; is this the address of a CloudAI API?" if isinstance(error, InvalidHandshake) else ""
-                log.warning("no connection to %s (%s%s), trying again", self.url, _words(error), hint)
-                delay = min(delay * 2, LAST_RETRY)
+                words = f"{_words(error)}{hint}"
+                level = logging.DEBUG if words == said else logging.WARNING  # a long outage is told once
+                log.log(level, "no connection to %s (%s), trying again", self.url, words)
+                delay, said = min(delay * 2, LAST_RETRY), words
             if self._joined:
-                delay = FIRST_RETRY
+                delay, said = FIRST_RETRY, ""
             # Many agents that lost one server must not all come back at once.
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
 

@@ -14,6 +14,8 @@ from cloudai.store.migrate import SchemaTooNew
 from cloudai.store.protocol import FacadeStore, Store
 from cloudai.store.sql import open_store
 
+NO_FILE = "unable to open database file"  # SQLite says no more
+
 
 @contextlib.asynccontextmanager
 async def opened_facade_store(settings: Settings) -> AsyncIterator[FacadeStore]:
@@ -69,4 +71,6 @@ def shown(url: str) -> str:
 
 def _first_line(error: Exception) -> str:
     reason = error.details.get("reason", error.message) if isinstance(error, CloudAIError) else str(error)
-    return str(reason).strip().partition("\n")[0]
+    line = str(reason).strip().partition("\n")[0]
+    hint = " (is it a file in a directory that is there, and may this user write both?)" if NO_FILE in line else ""
+    return line + hint

@@ -16,9 +16,14 @@ class Clock(Protocol):
         ...
 
 
+def now_ms() -> int:
+    """Wall time in ms since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
 class SystemClock:
     def now(self) -> int:
-        return time.time_ns() // 1_000_000
+        return now_ms()
 
     def elapsed(self) -> float:
         return time.monotonic()

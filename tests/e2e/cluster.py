@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import httpx
 
+from tests.engines import dies_with_us
+
 PATIENCE = 60.0  # seconds; whatever takes longer counts as never
 SETTINGS = {
     "CLOUDAI_HEARTBEAT_SECONDS": "1",
@@ -52,7 +54,9 @@ class Part:
         self.name = name
         self.log = directory / f"{name}.log"
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(command, env=environment, cwd=directory, stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                [*dies_with_us(), *command], env=environment, cwd=directory, stdout=output, stderr=output
+            )
 
     def kill(self) -> None:
         """kill -9."""

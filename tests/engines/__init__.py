@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import NoReturn
 
 import pytest
@@ -14,3 +15,8 @@ def missing(what: str, how: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(text)
     pytest.skip(text)
+
+
+def dies_with_us(by: str = "KILL") -> list[str]:
+    """The words before a command that gets this signal when the tests end without a chance to clear up."""
+    return ["setpriv", "--pdeathsig", by] if shutil.which("setpriv") else []

@@ -18,7 +18,7 @@ import psutil
 import requests
 from docker.errors import DockerException
 
-from tests.engines import missing
+from tests.engines import dies_with_us, missing
 
 START_SECONDS = 60.0
 HOW = "run scripts/provision as root, or start a Docker Engine and set DOCKER_HOST"
@@ -53,7 +53,16 @@ class PrivateDocker:
     def start(self) -> None:
         """Returns once it answers."""
         place = self.directory
-        arguments = ["dockerd", "--data-root", f"{place}/data", "--exec-root", f"{place}/exec", "-H", self.host]
+        arguments = [
+            *dies_with_us("TERM"),
+            "dockerd",
+            "--data-root",
+            f"{place}/data",
+            "--exec-root",
+            f"{place}/exec",
+            "-H",
+            self.host,
+        ]
         arguments += ["--pidfile", f"{place}/pid", "--bridge=none", "--iptables=false", "--ip6tables=false"]
         arguments += ["--storage-driver=overlay2", "--insecure-registry=127.0.0.0/8", "--shutdown-timeout=2"]
         arguments += ["--live-restore"] if self._live_restore else []

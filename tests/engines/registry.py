@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.engines import missing
+from tests.engines import dies_with_us, missing
 
 START_SECONDS = 30.0
 
@@ -40,7 +40,9 @@ def running_registry(directory: Path, *, login: bool = False) -> Iterator[str]:
         text += f"auth: {{htpasswd: {{realm: test, path: {directory}/htpasswd}}}}\n"
     config.write_text(text)
     with (directory / "registry.log").open("wb") as output:
-        process = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [*dies_with_us(), "docker-registry", "serve", str(config)], stdout=output, stderr=output
+        )
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _listens(port):

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import time
 
 from cloudai.errors import CloudAIError
 from cloudai.resources import Task, TaskStatus
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.task_resource import Json, micros
+from cloudai_controller.clock import now_ms
 from cloudai_controller.kube.lease import NotLeading
 
 LONGEST = 1000  # characters of a note
@@ -45,7 +45,7 @@ class Events:
         name = hashlib.sha256(f"{meta['uid']} {meta['resourceVersion']} {reason}".encode()).hexdigest()[:16]
         body = {
             "metadata": {"name": f"{meta['name'][:200]}.{name}"},
-            "eventTime": micros(time.time_ns() // 1_000_000),
+            "eventTime": micros(now_ms()),
             "reportingController": "cloudai.dev/operator",
             "reportingInstance": "operator",
             "action": "Reconcile",

@@ -29,6 +29,7 @@ from cloudai.store.kube.task_resource import (
     tasks_path,
 )
 from cloudai_controller import metrics
+from cloudai_controller.clock import now_ms
 from cloudai_controller.kube.archive import Archive
 from cloudai_controller.kube.decide import Decision, decide, vanished
 from cloudai_controller.kube.events import Events
@@ -138,7 +139,7 @@ class Operator:
         if over or seen.document is None:
             self._failing.pop(name, None)
             return await self._finished(name, seen, pods)
-        resource, now = seen.resource(), _now()
+        resource, now = seen.resource(), now_ms()
         task, ended = task_of(resource), attempts_of(resource.get("status") or {})
         runs = {pod_name: pod.run for pod_name, pod in pods.items()}
         current = run_id(name, task.attempt)
@@ -183,7 +184,7 @@ class Operator:
         for pod_name, pod in pods.items():
             if pod.run.phase.terminal and pod.held:
                 self._tidying.add(name, pod_name)
-        left = seen.finished_at + self._retention_ms - _now()
+        left = seen.finished_at + self._retention_ms - now_ms()
         if left > 0:
             if not any(pod.held or not pod.run.phase.terminal for pod in pods.values()):
                 self._memory.settle(name)
@@ -276,7 +277,7 @@ class Operator:
         return None
 
     async def _wait_for_pod(self, resource: Json, decision: Decision, refused: Refused) -> float | None:
-        now, task = _now(), task_of(resource)
+        now, task = now_ms(), task_of(resource)
         told = replace(decision.task, reason=refused.reason, message=refused.message)
         if refused.final:
             told = replace(told, status=TaskStatus.FAILED, finished_at=now)
@@ -299,7 +300,3 @@ def _differs(before: Task, after: Task) -> bool:
     if after.status is TaskStatus.QUEUED and after.reason == Reason.WAITING_FOR_CAPACITY:
         after = replace(after, reason=before.reason)
     return replace(before, message=None) != replace(after, message=None)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

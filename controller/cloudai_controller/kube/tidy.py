@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 from cloudai.errors import CloudAIError
@@ -11,6 +10,7 @@ from cloudai.resources import Reason
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.pods import FINALIZER
 from cloudai.store.kube.task_resource import API_VERSION, KIND
+from cloudai_controller.clock import now_ms
 from cloudai_controller.kube.archive import Archive
 from cloudai_controller.kube.facts import Facts
 from cloudai_controller.kube.state import SeenPod
@@ -61,14 +61,14 @@ class Tidying:
             self._unread.pop(pod_name, None)
             return None
         urgent = pod.deleting or pod.run.reason in _REMOVED_SOON
-        if not urgent and self._is_busy() and _now() - (pod.run.finished_at or pod.run.created_at) < PATIENCE_MS:
+        if not urgent and self._is_busy() and now_ms() - (pod.run.finished_at or pod.run.created_at) < PATIENCE_MS:
             return BUSY_SECONDS
         if seen is not None and seen.uid == pod.owner:
             owner = {"apiVersion": API_VERSION, "kind": KIND, "name": name, "uid": seen.uid}
             try:
                 await self._archive.keep(pod, owner)
             except (ApiError, CloudAIError) as error:
-                if _now() - self._unread.setdefault(pod_name, _now()) < LOG_PATIENCE_MS:
+                if now_ms() - self._unread.setdefault(pod_name, now_ms()) < LOG_PATIENCE_MS:
                     raise
                 log.warning("the log of %s is lost: %s", pod_name, error)
             self._unread.pop(pod_name, None)
@@ -93,7 +93,3 @@ class Tidying:
             else:
                 raise
         self._archive.forget(pod)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

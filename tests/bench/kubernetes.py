@@ -278,30 +278,18 @@ async def _made_alone(bench: Bench, place: Place, count: int) -> None:
 def memory(bench: Bench) -> list[Row]:
     """An operator that has seen so many Tasks end, and looks after the live ones."""
     with bench.installed("operator") as (place, parts, _):
-        ended = HELD - LIVE
-        bench.rate(KINDS["Tasks"], place, ended)
-        asyncio.run(_live(bench, place))
-        running = "{.items[?(@.status.phase=='Running')].metadata.name}"
-        eventually(
-            "all of them run",
-            lambda: len(place.kubectl("get", "ctask", "-o", f"jsonpath={running}").split()) == LIVE,
-            600,
-        )
+        bench.rate(KINDS["Tasks"], place, HELD - LIVE)
+        bench.rate(Kind(KINDS["Tasks"].path, _live, lambda task: _phase(task) == "Running"), place, LIVE)
         held = peak(parts["operator"])
     what = f"operator, {HELD:,} Tasks, {LIVE:,} of them live"
     return [at_most(what, held, 300, "MB", "make bench-kubernetes ARGS=memory")]
 
 
-async def _live(bench: Bench, place: Place) -> None:
-    api = await connect(Settings(kubeconfig=bench.kube.kubeconfig))
-    goes_on = {"pod": {"annotations": {"play.cloudai.dev/end": "never"}}}
-    bodies = [_task(f"live-{number}") for number in range(LIVE)]
-    for body in bodies:
-        body["spec"] |= goes_on
-    try:
-        await made(api, KINDS["Tasks"].path.format(place.name), bodies)
-    finally:
-        await api.close()
+def _live(name: str) -> Json:
+    """A Task that goes on until it is deleted."""
+    task = _task(f"live-{name}")
+    task["spec"]["pod"] = {"annotations": {"play.cloudai.dev/end": "never"}}
+    return task
 
 
 def peak(part: Part) -> float:

@@ -26,6 +26,7 @@ class Lead:
         self._lease: Lease | None = None
         self._renewed_at = 0.0
         self._problem = Fresh(self._judge, FRESH)
+        self._asked_now = Fresh(self._judge, 0.0)  # by all who ask at the same time
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -36,7 +37,7 @@ class Lead:
 
     async def problem(self) -> str | None:
         """That one leads is believed for a moment; that none does is asked anew. Raises where the store does not answer."""
-        return await self._problem.get() and await self._judge()
+        return await self._problem.get() and await self._asked_now.get()
 
     async def _judge(self) -> str | None:
         lease = await self._store.get_lease(LEASE)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cloudai.resources import Run, Task
 from cloudai.store import rows
-from cloudai.store.protocol import Change, Kind
+from cloudai.store.protocol import Change, Kind, Lease
 from cloudai.store.tables import RUNS, TASKS
 
 _TaskRow = namedtuple("_TaskRow", [column.name for column in TASKS.columns])  # type: ignore[misc]
@@ -20,6 +20,7 @@ _RunRow = namedtuple("_RunRow", [column.name for column in RUNS.columns])  # typ
 _VERSION = "SELECT version FROM tasks WHERE id = ?"
 _TASK = f"SELECT {', '.join(_TaskRow._fields)} FROM tasks WHERE id = ?"
 _RUN = f"SELECT {', '.join(_RunRow._fields)} FROM runs WHERE task_id = ? AND attempt = ?"
+_LEASE = "SELECT name, holder, epoch, version FROM leases WHERE name = ?"
 _REVISION = "SELECT value FROM counters WHERE name = 'revision'"
 _CHANGES = "SELECT revision, kind, key, event FROM changes WHERE revision > ? ORDER BY revision LIMIT ?"
 MOST = 64  # objects; more are read by a thread
@@ -64,6 +65,11 @@ class NearReader:
         found = (self._connection.execute(_RUN, key).fetchone() for key in keys)
         runs = [rows.run(_RunRow._make(row)) for row in found if row is not None]
         return {run.run_id: run for run in runs}
+
+    def leases(self, name: str) -> list[Lease]:
+        """The one of that name, or none."""
+        self._begin()
+        return [Lease(*row) for row in self._connection.execute(_LEASE, (name,))]
 
     def changes(self, since: int, limit: int) -> tuple[int, list[Change]]:
         """The newest revision, and up to `limit` changes after `since`, as of now: not of when this turn began."""

@@ -273,7 +273,8 @@ class SqlStore:
         return await self._writer.write(commit.commit, commit.Commit(groups, fence))
 
     async def get_lease(self, name: str) -> Lease | None:
-        return await self._read(reading.lease, name)
+        found = self._nearby(NearReader.leases, name)
+        return await self._read(reading.lease, name) if found is None else next(iter(found), None)
 
     async def put_lease(self, lease: Lease, expected_version: int) -> bool:
         return await self._writer.write(upkeep.put_lease, upkeep.PutLease(lease, expected_version))

@@ -123,3 +123,22 @@ async def test_without_a_controller_tasks_say_so(store: SqlStore, settings: Sett
         await store.put_lease(Lease("controller", "one", 1, 0), 0)
         assert (await told(task.task_id))[0] == "WaitingForCapacity"
         assert await told(placed.task_id) == (None, None)
+
+
+async def test_many_who_ask_at_once_what_keeps_a_task_share_the_look_at_who_leads(
+    store: SqlStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    ask = store.get_lease
+
+    async def noted(name: str) -> Lease | None:
+        looks.append(name)
+        return await ask(name)
+
+    monkeypatch.setattr(store, "get_lease", noted)
+    spec = TaskSpec(user_id="ann", image="busybox", command=None, resources=Resources(1000, GIB, 0, 0))
+    task = await store.create_task(spec)
+    async with client_of(store, settings) as api:
+        answers = await asyncio.gather(*(api.get(f"/api/tasks/{task.task_id}") for _ in range(50)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(looks) < 10

@@ -116,9 +116,9 @@ def posts() -> list[Row]:
 
 
 def gets() -> list[Row]:
-    """Reads of many tasks in turn against a GET that answers a constant."""
+    """Reads of many queued tasks in turn against a GET that answers a constant."""
     ours, theirs = [], []
-    with bare() as yardstick, cloudai() as cluster:
+    with bare() as yardstick, cloudai("controller") as cluster:
         tasks = [cluster.submit("docker.io/library/ubuntu:latest", "echo 'Hello World'") for _ in range(READ)]
         requests = [get(f"/api/tasks/{task_id}") for task_id in tasks]
         for turn in range(ROUNDS + 1):

@@ -88,7 +88,7 @@ class Faulty:
         return await self._pass(request, fault)
 
     def _fault(self, request: web.Request) -> str:
-        """How this request goes wrong, if it does. Nothing is in conflict with an object that is only just made."""
+        """How this request goes wrong, if it does."""
         what = "watch" if "watch" in request.query else "read" if request.method in ("GET", "HEAD") else "write"
         if what == "watch" and (collection := "/" + request.path.rpartition("/")[2]) in self.due:
             return self.due.pop(collection)
@@ -100,8 +100,6 @@ class Faulty:
         if not untried and self._random.random() >= self._badness:
             return ""
         fault = next(self._next[what])
-        if fault == "conflict" and request.method == "POST":
-            return ""
         self.faults[what, fault] += 1
         return fault
 

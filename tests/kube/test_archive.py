@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from cloudai.errors import CloudAIError
 from cloudai.store.kube.api import ApiError
 from cloudai.store.kube.task_resource import Json
 from cloudai_controller.kube import archive as archives
@@ -45,6 +46,7 @@ class Server:
         self.refusals: list[web.Response] = []
         self.kept: list[bytes] = []
         self.asked = asyncio.Event()
+        self.breaks = 0  # answers with a log that break off in their midst
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.method == "POST":
@@ -56,6 +58,14 @@ class Server:
             return web.json_response(pod({}, name=request.path.rpartition("/")[2], version=9))
         self.asked.set()
         data = self.logs.get(request.path.removeprefix(f"{PODS}/").removesuffix("/log"))
+        if data is not None and self.breaks:
+            self.breaks -= 1
+            answer = web.StreamResponse(headers={"Content-Length": str(len(data))})
+            await answer.prepare(request)
+            await answer.write(data[:3])
+            assert request.transport is not None
+            request.transport.close()
+            return answer
         return refused(404, "NotFound") if data is None else web.Response(body=data)
 
 
@@ -66,20 +76,40 @@ async def followed(archive: Archive, found: SeenPod, server: Server) -> None:
     await server.asked.wait()
 
 
-@pytest.mark.parametrize(("status", "reason"), [(403, "Forbidden"), (409, "Conflict")])
-async def test_a_log_that_could_not_be_stored_is_stored_by_the_next_try(
-    tmp_path: Path, status: int, reason: str
-) -> None:
+async def test_a_log_that_could_not_be_stored_is_stored_by_the_next_try(tmp_path: Path) -> None:
     server, found = Server(t_1=b"words"), seen_pod(ending())
     async with api_of(server.handle, tmp_path) as api:
         archive = Archive(api, "here", lambda _: True)
         await followed(archive, found, server)
         server.logs.clear()
-        server.refusals = [refused(status, reason)]
-        with pytest.raises(ApiError, match=reason):
+        server.refusals = [refused(403, "Forbidden")]
+        with pytest.raises(ApiError, match="Forbidden"):
             await archive.keep(found, TASK)
         await archive.keep(found, TASK)
     assert server.kept == [b"words"]
+
+
+async def test_a_conflict_that_is_not_about_the_log_passes(tmp_path: Path) -> None:
+    server = Server(t_1=b"words")
+    server.refusals = [refused(409, "Conflict")]
+    async with api_of(server.handle, tmp_path) as api:
+        await Archive(api, "here", lambda _: True).keep(seen_pod(ending()), TASK)
+    assert server.kept == [b"words"]
+
+
+async def test_a_log_that_breaks_off_is_read_again(tmp_path: Path) -> None:
+    server = Server(t_1=b"words")
+    server.breaks = 2
+    async with api_of(server.handle, tmp_path) as api:
+        archive = Archive(api, "here", lambda _: True)
+        with pytest.raises(CloudAIError) as refusal:
+            await archive.keep(seen_pod(ending()), TASK)
+        assert "broke off after 3 bytes" in refusal.value.details["reason"]
+        assert server.kept == []
+        await archive.keep(seen_pod(ending()), TASK, at_last=True)
+        assert server.kept == [b"wor" + archives.BROKEN]
+        await archive.keep(seen_pod(ending()), TASK)
+    assert server.kept[1:] == [b"words"]
 
 
 async def test_a_log_that_is_stored_already_is_well(tmp_path: Path) -> None:

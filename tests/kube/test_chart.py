@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from cloudai.settings import Settings
+from cloudai.store.kube.task_resource import TASK_LABEL
 from tests.kube.kube import ROOT
 
 CHART = ROOT / "charts" / "cloudai"
@@ -247,6 +248,35 @@ def test_nobody_connects_to_tasks_nor_tasks_to_the_operator(helm: Path) -> None:
         "cloudai-operator": [{"ports": [{"port": 8081, "protocol": "TCP"}], "from": [ELSEWHERE]}],
     }
     assert not of_kind(rendered(helm, "--set", "networkPolicy=false,tasks.networkPolicy=false"), "NetworkPolicy")
+
+
+def test_what_selects_pods_selects_those_it_is_for(helm: Path) -> None:
+    found = rendered(helm, *EVERYTHING)
+    pods = {name: one["spec"]["template"] for name, one in of_kind(found, "Deployment").items()}
+    for name, template in pods.items():
+        labels = template["metadata"]["labels"].items()
+        (policy,) = (one for key, one in of_kind(found, "NetworkPolicy").items() if key == name)
+        selectors = [policy["spec"]["podSelector"]["matchLabels"]]
+        selectors += [
+            one["spec"]["selector"]["matchLabels"]
+            for kind in ("Deployment", "PodDisruptionBudget")
+            for key, one in of_kind(found, kind).items()
+            if key == name
+        ]
+        selectors += [one["spec"]["selector"] for key, one in of_kind(found, "Service").items() if key == name]
+        others = [other["metadata"]["labels"].items() for key, other in pods.items() if key != name]
+        for selector in selectors:
+            assert selector.items() <= labels
+            assert not any(selector.items() <= other for other in others)
+    services = [one["metadata"]["labels"].items() for one in of_kind(found, "Service").values()]
+    for monitor in of_kind(found, "ServiceMonitor").values():
+        assert any(monitor["spec"]["selector"]["matchLabels"].items() <= one for one in services)
+
+
+def test_the_tasks_network_policy_is_for_the_pods_that_the_operator_makes(helm: Path) -> None:
+    (policy,) = (one for name, one in of_kind(rendered(helm), "NetworkPolicy").items() if name.endswith("-tasks"))
+    (expression,) = policy["spec"]["podSelector"]["matchExpressions"]
+    assert expression == {"key": TASK_LABEL, "operator": "Exists"}
 
 
 NAMESPACE = "kubernetes.io/metadata.name"

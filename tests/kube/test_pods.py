@@ -77,16 +77,21 @@ def test_a_pod_that_is_being_deleted_is_over_when_the_kubelet_says_so() -> None:
         (None, Reason.CONTAINER_GONE),
     ],
 )
-@pytest.mark.parametrize(
-    ("deleted", "grace"), [("2025-11-16T10:30:30Z", 30), ("2025-11-16T10:30:00Z", 0)], ids=["asked", "done"]
-)
-def test_a_command_that_ended_before_its_pod_was_deleted_ended_by_itself(
-    deleted: str, grace: int, finished: str | None, reason: Reason
-) -> None:
+def test_a_command_that_ended_before_its_pod_was_deleted_ended_by_itself(finished: str | None, reason: Reason) -> None:
     state = {"exitCode": 3, "reason": "Error"} | ({} if finished is None else {"finishedAt": finished})
     status = {"phase": "Failed", "containerStatuses": [{"name": "task", "state": {"terminated": state}}]}
-    run = run_of(pod(status, deletionTimestamp=deleted, deletionGracePeriodSeconds=grace))
+    run = run_of(pod(status, deletionTimestamp="2025-11-16T10:30:30Z", deletionGracePeriodSeconds=30))
     assert (run.phase, run.reason, run.exit_code) == (RunPhase.FAILED, reason, 3)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(3, Reason.EXIT_CODE), (137, Reason.CONTAINER_GONE), (143, Reason.CONTAINER_GONE)]
+)
+def test_once_the_kubelet_is_done_a_signal_is_taken_for_the_deletions(code: int, reason: Reason) -> None:
+    state = {"exitCode": code, "reason": "Error", "finishedAt": "2025-11-16T10:30:00Z"}
+    status = {"phase": "Failed", "containerStatuses": [{"name": "task", "state": {"terminated": state}}]}
+    run = run_of(pod(status, deletionTimestamp="2025-11-16T10:30:02Z", deletionGracePeriodSeconds=0))
+    assert (run.phase, run.reason, run.exit_code) == (RunPhase.FAILED, reason, code)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +218,9 @@ def test_a_quantity_of_any_size_is_a_number(words: str, amount: int) -> None:
         (500, 'Internal error occurred: failed calling webhook "k"', Reason.WAITING_FOR_ADMISSION, False),
         (403, "violates PodSecurity", Reason.POD_REFUSED, True),
         (400, 'admission webhook "p" denied the request', Reason.POD_REFUSED, True),
+        (401, "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no", Reason.POD_REFUSED, True),
+        (404, 'admission webhook "p" denied the request: no', Reason.POD_REFUSED, True),
+        (500, 'admission webhook "p" denied the request: not now', Reason.WAITING_FOR_ADMISSION, False),
     ],
 )
 def test_a_refusal_waits_or_fails(status: int, words: str, reason: Reason, final: bool) -> None:

@@ -43,10 +43,14 @@ def test_a_bad_end_has_its_exit_code_and_reason(shared: Place) -> None:
 
 
 def test_a_list_runs_as_given_and_without_a_command_the_image_decides(shared: Place) -> None:
-    name = shared.apply(command=["echo", "a  b", "$HOME"])
+    name = shared.apply(command=["echo", "a  b", "$HOME", "$$", "$(CLOUDAI_ATTEMPT)"])
     shared.until(name, "Completed")
     shared.until_kept(name)
-    assert log(shared, name) == "a  b $HOME\n"
+    assert log(shared, name) == "a  b $HOME $$ $(CLOUDAI_ATTEMPT)\n"
+    told = shared.apply("kill -0 $$ && echo $((1 + 1)) $CLOUDAI_ATTEMPT $(echo $$ | wc -l)")
+    shared.until(told, "Completed")
+    shared.until_kept(told)
+    assert log(shared, told) == "2 1 1\n"
     assert shared.until(shared.apply(), "Completed")["status"]["exitCode"] == 0
 
 
@@ -181,6 +185,30 @@ def test_a_deleted_task_is_stopped_and_leaves_nothing(shared: Place) -> None:
     shared.until_gone(f"pod/{name}-1")
     left = shared.get("pods,configmaps,ctask")["items"]
     assert [one["metadata"]["name"] for one in left if name in one["metadata"]["name"].split("-")] == []
+
+
+def test_a_deleted_task_that_somebody_keeps_is_stopped_all_the_same(shared: Place) -> None:
+    name = shared.apply(STUBBORN)
+    shared.until(name, "Running")
+    shared.kubectl("patch", "ctask", name, "--type=merge", "-p", '{"metadata": {"finalizers": ["example.com/kept"]}}')
+    shared.kubectl("delete", "ctask", name, "--wait=false")
+    found = shared.until(name, "Cancelled")
+    assert found["metadata"]["deletionTimestamp"]
+    shared.until_gone(f"pod/{name}-1")
+    shared.kubectl("patch", "ctask", name, "--type=merge", "-p", '{"metadata": {"finalizers": null}}')
+    shared.until_gone(f"ctask/{name}")
+
+
+@pytest.mark.parametrize("label", ["cloudai.dev/task", "cloudai.dev/attempt"])
+def test_labels_that_somebody_takes_from_a_pod_are_put_back(shared: Place, label: str) -> None:
+    name = shared.apply(STUBBORN)
+    shared.until(name, "Running")
+    shared.kubectl("label", "pod", f"{name}-1", f"{label}-")
+    there = "{.metadata.labels." + label.replace(".", r"\.") + "}"
+    shared.kubectl("wait", f"pod/{name}-1", f"--for=jsonpath={there}", "--timeout=60s")
+    shared.cancel(name)
+    shared.until(name, "Cancelled")
+    shared.until_gone(f"pod/{name}-1")
 
 
 def test_another_task_of_the_same_name_has_nothing_of_the_one_before(shared: Place) -> None:

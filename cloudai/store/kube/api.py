@@ -110,23 +110,17 @@ class Api:
         return await self._json("GET", path, query)
 
     async def create(self, path: str, body: Json) -> Json:
-        """The object as it was stored."""
-        return await self._json("POST", path, {}, body)
+        """The object as it was stored. Raises ApiError `AlreadyExists`; another conflict, such as one about a quota's count, is
+        the server's own and passes.
+        """
+        return await self._settled("POST", path, body, lambda error: error.reason == "AlreadyExists")
 
     async def patch(self, path: str, body: Json) -> Json:
         """A JSON merge patch, the one kind that custom resources know too. With a resource version in it: compared; without
         one a conflict is the server's own, between its read and its write, and passes.
         """
         compared = "resourceVersion" in body.get("metadata", {})
-        tries = 0
-        while True:
-            try:
-                return await self._json("PATCH", path, {}, body)
-            except ApiError as error:
-                tries += 1
-                if error.status != 409 or compared or tries == MOST_CONFLICTS:
-                    raise
-            await asyncio.sleep(_pause(tries))
+        return await self._settled("PATCH", path, body, lambda _: compared)
 
     async def replace(self, path: str, body: Json) -> Json:
         """An object, or its status, by a whole other one; compared by the resource version in it."""
@@ -160,6 +154,18 @@ class Api:
             yield response.content
         finally:
             _hang_up(response)
+
+    async def _settled(self, method: str, path: str, body: Json, lasts: Callable[[ApiError], bool]) -> Json:
+        """Sent again after a conflict that does not last."""
+        tries = 0
+        while True:
+            try:
+                return await self._json(method, path, {}, body)
+            except ApiError as error:
+                tries += 1
+                if error.status != 409 or lasts(error) or tries == MOST_CONFLICTS:
+                    raise
+            await asyncio.sleep(_pause(tries))
 
     async def _json(self, method: str, path: str, query: Mapping[str, str | int], body: Json | None = None) -> Json:
         return _document(await self._answered(self._client, method, path, query, body, _body))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from bisect import bisect_left, insort
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -20,6 +20,8 @@ from cloudai.store.kube.revisions import Revisions
 from cloudai.store.kube.task_resource import Attempt, Json, attempts_of, task_of
 from cloudai.store.kube.watch import Key, key_of
 from cloudai.store.protocol import Kind, TaskPage, TaskQuery
+
+REMEMBERED = 10_000  # of what was deleted
 
 _Filter = tuple[str | None, TaskStatus | None]
 _Place = tuple[int, str]
@@ -34,6 +36,7 @@ class TaskCache:
         self._tasks: dict[str, Task] = {}
         self._attempts: dict[str, list[Attempt]] = {}
         self._uids: dict[str, str] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()  # uids of what was deleted, the latest
         self._lists: defaultdict[_Filter, list[_Place]] = defaultdict(list)
 
     # -- what the watch tells
@@ -45,11 +48,11 @@ class TaskCache:
                 self._drop(name)
 
     def changed(self, resource: Json) -> None:
-        """Also what a write of our own gave back: the newer one stays."""
+        """Also what a write of our own gave back: the newer one stays, and what is gone stays away."""
         task = task_of(resource)
         name, before = task.task_id, self._tasks.get(task.task_id)
         uid = resource["metadata"]["uid"]
-        if before is not None and (self._uids[name] == uid and before.version >= task.version):
+        if uid in self._gone or (before is not None and before.version >= task.version):
             return
         if before is not None:
             self._place(before, False)
@@ -64,13 +67,20 @@ class TaskCache:
         self._awaited.wake(name)
 
     def deleted(self, resource: Json) -> None:
-        if self._uids.get(resource["metadata"]["name"]) == resource["metadata"]["uid"]:
-            self._drop(resource["metadata"]["name"])
+        name, uid = resource["metadata"]["name"], resource["metadata"]["uid"]
+        self._remember_gone(uid)  # also one that was never told of: the answer to its submit may still be on its way
+        if self._uids.get(name) == uid:
+            self._drop(name)
+
+    def _remember_gone(self, uid: str) -> None:
+        self._gone[uid] = None
+        if len(self._gone) > REMEMBERED:
+            self._gone.popitem(last=False)
 
     def _drop(self, name: str) -> None:
         self._place(self._tasks.pop(name), False)
         self._attempts.pop(name, None)
-        del self._uids[name]
+        self._remember_gone(self._uids.pop(name))
         self._revisions.add(Kind.TASK, name, "deleted")
         self._awaited.wake(name)
 

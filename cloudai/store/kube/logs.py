@@ -22,6 +22,7 @@ from cloudai.store.kube.spool import Room, Spool
 from cloudai.store.kube.task_resource import ATTEMPT_LABEL, GROUP, TASK_LABEL, Json
 from cloudai.store.protocol import LogSlice
 
+LONGEST = 2 * 1024 * 1024  # bytes kept of one attempt, and a line that says so
 MOST_FOLLOWED = 128  # logs at once
 MOST_BYTES = 768 * 1024 * 1024  # of all logs that are followed or read: the chart gives /tmp a gibibyte
 READ_SECONDS = 60.0  # that reading all there is may take: of a kubelet that hangs nothing may ever come
@@ -176,7 +177,8 @@ class PodLogs:
             if error.status == 404:
                 raise Absent from None
             raise
-        yield zlib.decompress(base64.b64decode(kept["binaryData"]["log.zlib"]))
+        # Bounded: whoever may write ConfigMaps there could have put anything under that name.
+        yield zlib.decompressobj().decompress(base64.b64decode(kept["binaryData"]["log.zlib"]), LONGEST + 1024)
 
 
 def _slice(spool: Spool, offset: int, limit: int) -> LogSlice:

@@ -133,6 +133,8 @@ def _container(status: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
+SIGNALS = (137, 143)  # exit codes after KILL and TERM
+
 _Said = tuple[RunPhase, str | None, str | None]
 
 
@@ -209,10 +211,14 @@ def _ended(pod: Mapping[str, Any], status: Mapping[str, Any], ended: Mapping[str
 
 
 def _ended_before(meta: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
-    """Whether the command had ended when the deletion was asked for, which is its grace before what Kubernetes tells."""
+    """Whether the command had ended when the deletion was asked for, which is its grace before what Kubernetes tells. Once
+    the kubelet has done its part it tells when that was instead: then a signal is taken for the deletion's.
+    """
     finished, deleted = millis(ended.get("finishedAt")), millis(meta["deletionTimestamp"])
     grace = 1000 * int(meta.get("deletionGracePeriodSeconds") or 0)
-    return finished is not None and deleted is not None and finished < deleted - grace
+    if finished is None or deleted is None:
+        return False
+    return finished < deleted - grace if grace else ended.get("exitCode") not in SIGNALS
 
 
 def _start_error(words: str) -> tuple[Reason, str]:

@@ -140,7 +140,7 @@ class KubernetesStore:
         try:
             made = await self._api.create(self._tasks_path, resource)
         except ApiError as error:
-            if error.status != 409:
+            if error.reason != "AlreadyExists":
                 raise
             made = await self._api.get(f"{self._tasks_path}/{name}")
             if (made["metadata"].get("annotations") or {}).get(SUBMIT) != token:
@@ -357,4 +357,7 @@ def _refused(error: ApiError) -> CloudAIError:
     if error.status == 422 and causes:
         field = str(causes[0].get("field") or "task").removeprefix("spec.")
         return invalid(field, str(causes[0].get("message") or error.message))
+    passes = any(sign in error.message for sign in ("quota", "cannot create resource", "being terminated"))
+    if error.status in (400, 403, 413, 422) and not passes:  # a policy's word, or more than Kubernetes keeps
+        return invalid("task", f"the cluster refuses it: {error.message}")
     return as_unavailable(error)

@@ -11,12 +11,11 @@ import aiohttp
 from cloudai.errors import CloudAIError, unavailable
 from cloudai.resources import Run
 from cloudai.store.kube.api import Api, ApiError
-from cloudai.store.kube.logs import READ_SECONDS, archive_body, is_removed, log_path
+from cloudai.store.kube.logs import LONGEST, READ_SECONDS, archive_body, is_removed, log_path
 from cloudai.store.kube.pods import CONTAINER
 from cloudai.store.kube.task_resource import Json
 from cloudai_controller.kube.state import SeenPod
 
-LONGEST_LOG = 2 * 1024 * 1024  # bytes read of one attempt
 LARGEST_KEPT = 700 * 1024  # bytes compressed: an object of Kubernetes holds a mebibyte, in base64
 FOLLOW_SECONDS = 3900.0  # a grace of an hour, and then some
 
@@ -55,13 +54,15 @@ class Archive:
         if len(self._followed) < MOST_FOLLOWED:
             self._followed[pod.uid] = _Following(pod, asyncio.ensure_future(self._read_on(pod.run.run_id)))
 
-    async def keep(self, pod: SeenPod, task: Json) -> None:
+    async def keep(self, pod: SeenPod, task: Json, at_last: bool = False) -> None:
         """Keep the log of an attempt that has ended. Raises ApiError and `unavailable` when it cannot be read or kept now;
-        what following has brought is there until the Pod is forgotten.
+        what following has brought is there until the Pod is forgotten. `at_last`: what can be read is better than nothing.
         """
         read = await self._followed_to_the_end(pod)
         if not read.whole and pod.run.started_at is not None:
             again = await self._read(pod.run.run_id, READ_SECONDS)
+            if not again.whole and not at_last:
+                raise unavailable(f"the log of {pod.run.run_id} broke off after {len(again.data)} bytes")
             if len(again.data) >= len(read.data):
                 read = again
         if not read.data:
@@ -97,7 +98,7 @@ class Archive:
 
     async def _read(self, run_id: str, seconds: float, **query: str) -> _Read:
         """Nothing where there is no log any more. Raises ApiError, or `unavailable` where not a byte came in time."""
-        asked: dict[str, str | int] = {"container": CONTAINER, "limitBytes": LONGEST_LOG + 1, **query}
+        asked: dict[str, str | int] = {"container": CONTAINER, "limitBytes": LONGEST + 1, **query}
         data, whole = bytearray(), True
         try:
             path = log_path(self._namespace, run_id)
@@ -113,7 +114,7 @@ class Archive:
             whole = False
         if is_removed(data):
             data.clear()
-        return _Read(_shortened(bytes(data), LONGEST_LOG) if len(data) > LONGEST_LOG else bytes(data), whole)
+        return _Read(_shortened(bytes(data), LONGEST) if len(data) > LONGEST else bytes(data), whole)
 
 
 def _body(run: Run, task: Json, data: bytes) -> Json:

@@ -73,10 +73,19 @@ class Facts:
         """A Pod with our label, whoever wrote that there."""
         self.heard_at = time.monotonic()
         attempt = attempt_of(resource)
-        if attempt is not None and self.memory.put_pod(resource):
+        if attempt is None:
+            self._unlabelled(resource)
+        elif self.memory.put_pod(resource):
             pod = self.memory.pods[attempt[0]][resource["metadata"]["name"]]
             ends = pod.run.phase.terminal or pod.deleting
             (self._changed if ends else self._moved)(attempt[0])
+
+    def _unlabelled(self, resource: Json) -> None:
+        """Somebody changed the labels of what may be ours: whoever asks for it by name puts them back."""
+        meta = resource["metadata"]
+        task, version = meta["name"].rpartition("-")[0], int(meta["resourceVersion"])
+        if self.memory.drop_pod(task, meta["name"], meta["uid"], version):
+            self._changed(task)
 
     def deleted(self, resource: Json) -> None:
         """The Pod is gone, or has no label of ours any more."""
@@ -173,15 +182,17 @@ class Facts:
 
     async def own_pod_is_there(self, name: str, owner: str) -> bool | None:
         """Whether the Pod of that name is that of the Task of that uid; None where there is none, or another's that is over.
-        Raises ValueError for one that cannot be followed.
+        Our labels are put back where somebody took them: without them nobody would be told of its end.
         """
         pod = await self.fetched_pod(name)
         if pod is None or owner_of(pod) != owner:
             return None if pod is None or over(pod) else False
         if attempt_of(pod) is None:
-            raise ValueError(
-                f"somebody took our labels from Pod {name}: {TASK_LABEL} and {ATTEMPT_LABEL} must be there"
-            )
+            task, _, number = name.rpartition("-")
+            meta = {"resourceVersion": pod["metadata"]["resourceVersion"]}
+            body = {"metadata": meta | {"labels": {TASK_LABEL: task, ATTEMPT_LABEL: number}}}
+            self.memory.put_pod(await self._api.patch(f"{self._pods_path}/{name}", body))
+            log.warning("somebody took our labels from Pod %s; they are there again", name)
         return True
 
     async def pod_is_there(self, name: str, uid: str) -> bool:

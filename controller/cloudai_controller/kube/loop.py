@@ -140,7 +140,7 @@ class Operator:
             self._failing.pop(name, None)
             return await self._finished(name, seen, pods)
         resource, now = seen.resource(), now_ms()
-        task, ended = task_of(resource), attempts_of(resource.get("status") or {})
+        task, ended = _wished(resource), attempts_of(resource.get("status") or {})
         runs = {pod_name: pod.run for pod_name, pod in pods.items()}
         current = run_id(name, task.attempt)
         if task.status in PLACED_STATUSES and current not in runs:
@@ -162,7 +162,7 @@ class Operator:
         for run in decision.delete:
             await self._delete(run, pods)
         self._tend(name, decision, pods)
-        if decision.create is not None and resource["metadata"].get("deletionTimestamp") is None:
+        if decision.create is not None:
             return await self._create_pod(resource, decision)
         if decision.task.status.terminal and not decision.delete:
             return await self._finished(name, self._memory.tasks.get(name), pods)
@@ -293,6 +293,12 @@ def _terms(settings: Settings) -> PodTerms:
     """A grace of at least a second: with none, Kubernetes calls a Pod gone while its container may still live."""
     grace = max(1, math.ceil(settings.stop_grace_seconds))
     return PodTerms(grace, settings.gpu_resource, settings.task_run_as_user)
+
+
+def _wished(resource: Json) -> Task:
+    """The Task; one that is deleted, and kept by somebody's finalizer, is to be cancelled."""
+    task = task_of(resource)
+    return replace(task, cancel_requested=True) if resource["metadata"].get("deletionTimestamp") else task
 
 
 def _differs(before: Task, after: Task) -> bool:

@@ -91,7 +91,10 @@ def _container(task: Task, attempt: int, terms: PodTerms) -> Json:
     }
     command = task.spec.command
     if command is not None:
-        container["command"] = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        words = ["/bin/sh", "-c", command] if isinstance(command, str) else command
+        # Kubernetes would put variables in place of $(NAME), and one $ in that of $$:
+        # https://kubernetes.io/docs/tasks/inject-data-application/define-command-argument-container/
+        container["command"] = [word.replace("$", "$$") for word in words]
     return container
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 from cloudai.errors import CloudAIError
@@ -16,7 +17,9 @@ from cloudai_controller.kube.facts import Facts
 from cloudai_controller.kube.state import SeenPod
 from cloudai_controller.kube.workqueue import WorkQueue
 
-TIDIERS = 4
+TIDIERS = 8
+A_NODE = 4  # of these at most read from the same node: one that does not answer must not keep all others waiting
+TURN_SECONDS = 1.0  # until it is asked again whether it is a Pod's turn on its node
 PATIENCE_MS = 60_000  # an end may wait so long to be tidied up after, while others wait to be told of
 BUSY_SECONDS = 2.0  # until it is asked again whether that is over
 LOG_PATIENCE_MS = 300_000  # how long a log is tried to be read after its end, of a node that does not answer
@@ -44,6 +47,7 @@ class Tidying:
         self._is_busy = is_busy
         self._tidied = tidied
         self._queue = WorkQueue(self._tidy)
+        self._reading: Counter[str] = Counter()  # logs, by node
         self._unread: dict[str, int] = {}  # by Pod: since when its log cannot be read
 
     async def run(self) -> None:
@@ -63,14 +67,21 @@ class Tidying:
         urgent = pod.deleting or pod.run.reason in _REMOVED_SOON
         if not urgent and self._is_busy() and now_ms() - (pod.run.finished_at or pod.run.created_at) < PATIENCE_MS:
             return BUSY_SECONDS
+        node = pod.run.worker_id
+        if self._reading[node] >= A_NODE:
+            return TURN_SECONDS
         if seen is not None and seen.uid == pod.owner:
             owner = {"apiVersion": API_VERSION, "kind": KIND, "name": name, "uid": seen.uid}
+            at_last = now_ms() - self._unread.setdefault(pod_name, now_ms()) >= LOG_PATIENCE_MS
+            self._reading[node] += 1
             try:
-                await self._archive.keep(pod, owner)
+                await self._archive.keep(pod, owner, at_last)
             except (ApiError, CloudAIError) as error:
-                if now_ms() - self._unread.setdefault(pod_name, now_ms()) < LOG_PATIENCE_MS:
+                if not at_last:
                     raise
                 log.warning("the log of %s is lost: %s", pod_name, error)
+            finally:
+                self._reading[node] -= 1
             self._unread.pop(pod_name, None)
         await self.release(pod_name, pod)
         self._tidied(name)

@@ -187,6 +187,16 @@ def test_a_deleted_task_is_stopped_and_leaves_nothing(shared: Place) -> None:
     assert [one["metadata"]["name"] for one in left if name in one["metadata"]["name"].split("-")] == []
 
 
+def test_a_wish_after_the_end_is_seen_and_changes_nothing(shared: Place) -> None:
+    name = shared.apply("true")
+    shared.until(name, "Completed")
+    shared.cancel(name)
+    generation = shared.get("ctask", name)["metadata"]["generation"]
+    shared.kubectl("wait", f"ctask/{name}", f"--for=jsonpath={{.status.observedGeneration}}={generation}")
+    shared.kubectl("wait", f"ctask/{name}", "--for=condition=Succeeded", "--timeout=60s")
+    assert shared.get("ctask", name)["status"]["phase"] == "Completed"
+
+
 def test_a_deleted_task_that_somebody_keeps_is_stopped_all_the_same(shared: Place) -> None:
     name = shared.apply(STUBBORN)
     shared.until(name, "Running")

@@ -136,6 +136,8 @@ class Operator:
             self._queue.forget(name)
             return None
         over = seen.finished_at is not None and all(pod.run.phase.terminal for pod in pods.values())
+        if over and seen.edited and seen.document is not None:
+            return await self._notice_edit(seen.resource())
         if over or seen.document is None:
             self._failing.pop(name, None)
             return await self._finished(name, seen, pods)
@@ -215,6 +217,22 @@ class Operator:
     async def _write_status(self, resource: Json, task: Task, ended: tuple[Attempt, ...], now: int) -> Json:
         meta = resource["metadata"]
         status = status_of(task, ended, resource.get("status") or {}, meta.get("generation", 1), now)
+        stored = await self._put_status(meta, status)
+        metrics.ACTIONS.labels(action=task.status.value).inc()
+        self._events.status(resource, task)
+        if task.status.terminal:
+            self._queue.add(task.task_id)  # there is to be tidied up, and once to be removed
+            self._let_try()
+        return stored
+
+    async def _notice_edit(self, resource: Json) -> float:
+        """An edit after the end changes nothing; `kubectl wait` believes a status only once it is of the newest wish."""
+        await self._put_status(
+            resource["metadata"], resource["status"] | {"observedGeneration": resource["metadata"]["generation"]}
+        )
+        return 0.0
+
+    async def _put_status(self, meta: Json, status: Json) -> Json:
         known = {name: meta[name] for name in ("name", "namespace", "uid", "resourceVersion")}
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": known, "status": status}
         try:
@@ -224,11 +242,6 @@ class Operator:
                 self._memory.drop_task(meta["name"], meta["uid"])
             raise
         self._memory.put_task(stored)
-        metrics.ACTIONS.labels(action=task.status.value).inc()
-        self._events.status(resource, task)
-        if task.status.terminal:
-            self._queue.add(task.task_id)  # there is to be tidied up, and once to be removed
-            self._let_try()
         return stored
 
     def _let_try(self) -> None:

@@ -25,13 +25,16 @@ _TERMINAL = frozenset(PHASES[status] for status in TaskStatus if status.terminal
 
 @dataclass(frozen=True, slots=True)
 class SeenTask:
-    """`document`: the resource as JSON; None for a finished Task without live Pods to look after."""
+    """`document`: the resource as JSON; None for a finished Task without live Pods to look after. `edited`: its wish is newer
+    than what the status was written for.
+    """
 
     uid: str
     version: int
     document: bytes | None
     finished_at: int | None
     queued: bool = False
+    edited: bool = False
 
     def resource(self) -> Json:
         assert self.document is not None
@@ -84,6 +87,7 @@ def seen_task(resource: Mapping[str, Any]) -> SeenTask:
         orjson.dumps(slim),
         (millis(status.get("finishedAt")) or 0) if finished else None,
         phase == PHASES[TaskStatus.QUEUED],
+        meta.get("generation") != status.get("observedGeneration"),
     )
 
 

@@ -46,6 +46,7 @@ class Server:
         self.refusals: list[web.Response] = []
         self.kept: list[bytes] = []
         self.asked = asyncio.Event()
+        self.silent: set[str] = set()  # Pods whose node does not answer
         self.breaks = 0  # answers with a log that break off in their midst
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -57,6 +58,8 @@ class Server:
         if request.method == "PATCH":
             return web.json_response(pod({}, name=request.path.rpartition("/")[2], version=9))
         self.asked.set()
+        if request.path.split("/")[-2] in self.silent:
+            await asyncio.Event().wait()
         data = self.logs.get(request.path.removeprefix(f"{PODS}/").removesuffix("/log"))
         if data is not None and self.breaks:
             self.breaks -= 1
@@ -184,3 +187,24 @@ async def test_a_pod_that_is_let_go_makes_room_for_others(
         await archive.keep(second, TASK)
     assert not server.refusals
     assert server.kept == [b"two"]
+
+
+async def test_a_node_that_does_not_answer_does_not_hold_up_the_pods_of_others(tmp_path: Path) -> None:
+    server, let_go = Server(t_20=b"words"), asyncio.Event()
+    server.silent = {f"t-{number}" for number in range(1, 20)}
+    async with api_of(server.handle, tmp_path) as api:
+        facts = Facts(api, "here", lambda _: None, lambda _: None)
+        meta = {"name": "t", "uid": "task", "resourceVersion": "5"}
+        facts.memory.put_task({"metadata": meta, "spec": {}, "status": {"phase": "Failed"}})
+        archive = Archive(api, "here", lambda _: True)
+        tidying = Tidying(api, PODS, facts, archive, lambda: False, lambda _: let_go.set())
+        for number in range(1, 21):
+            found = ending(number, f"pod-{number}")
+            found["spec"]["nodeName"] = "silent" if number < 20 else "answers"
+            facts.memory.put_pod(found)
+            tidying.add("t", f"t-{number}")
+        running = asyncio.ensure_future(tidying.run())
+        await let_go.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert server.kept == [b"words"]

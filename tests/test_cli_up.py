@@ -187,6 +187,22 @@ def test_logs_are_followed_while_the_task_runs(up: Up, tmp_path: Path) -> None:
     assert up.cloudai("logs", task_id).stdout == "first\nmiddle\nlast\n"
 
 
+def test_who_waits_is_answered_when_the_api_stops(data_dir: Path) -> None:
+    running = Up(data_dir)
+    task_id = running.submit("sleep 1000")
+    version = httpx.get(f"{running.url}/api/tasks/{task_id}?wait_seconds=30&version=1", timeout=PATIENCE).json()[
+        "version"
+    ]
+    host, port = running.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection, connection.makefile("rb") as file:
+        path = f"/api/tasks/{task_id}?wait_seconds=60&version={version}"
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert httpx.get(f"{running.url}/healthz").status_code == 200  # so the one before is under way
+        running.stop()
+        assert file.readline() == b"HTTP/1.1 200 OK\r\n"
+    assert "Traceback" not in running.errors.read_text()
+
+
 def test_a_cancelled_task_ends_cancelled(up: Up) -> None:
     task_id = up.submit("echo up; sleep 1000")
     assert up.cloudai("cancel", task_id).returncode == 0

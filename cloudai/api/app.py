@@ -50,6 +50,7 @@ class Facade(Starlette):
     limits: RateLimit | None
     paths: Paths
     metrics: Metrics
+    end_waits: Callable[[], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,7 +82,7 @@ class Facade(Starlette):
         return await path.handler(scope["method"])(Request(scope, receive))
 
 
-def create_app(store: FacadeStore, settings: Settings) -> Starlette:
+def create_app(store: FacadeStore, settings: Settings) -> Facade:
     """The ASGI application over `store`. Raises SettingsError for settings that cannot work."""
     metrics = Metrics()
     clients = Clients(settings.trusted_proxies)
@@ -119,7 +120,7 @@ def create_app(store: FacadeStore, settings: Settings) -> Starlette:
         routes=[WebSocketRoute(path, _guarded(hosts, connect)) for path, connect in sockets], lifespan=lifespan
     )
     app.router.default = _no_socket
-    app.hosts, app.metrics = hosts, metrics
+    app.hosts, app.metrics, app.end_waits = hosts, metrics, changes.end
     app.limits = limits
     app.paths = _paths(store, settings, changes, lead, followers, metrics)
     return app

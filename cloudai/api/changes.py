@@ -27,6 +27,7 @@ class Changes:
         self._store = store
         self._listeners: set[Listener] = set()
         self._awaited: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self.ended = False  # nobody is to wait any more: the API stops
 
     async def run(self) -> None:
         since: int | None = None
@@ -53,6 +54,13 @@ class Changes:
         keys = list(self._awaited) if batch is None else [change.key for change in batch if change.kind is Kind.TASK]
         for key in keys:
             for event in self._awaited.get(key, ()):
+                event.set()
+
+    def end(self) -> None:
+        """Let go of all who wait for a change."""
+        self.ended = True
+        for events in self._awaited.values():
+            for event in events:
                 event.set()
 
     @contextlib.contextmanager

@@ -75,14 +75,15 @@ class Tasks:
         return Json(views.full(task, waiting))
 
     async def _changed(self, task_id: str, query: TaskGetQuery) -> Task:
-        """The task when it has ended or has another version than asked for, or when the time is over."""
+        """The task when it has ended or has another version than asked for, or when the time or the API is over."""
         deadline = asyncio.get_running_loop().time() + query.wait_seconds
         with self._changes.of_task(task_id) as changed:
             while True:
                 changed.clear()
                 task = await self._store.get_task(task_id)
                 left = deadline - asyncio.get_running_loop().time()
-                if task.status.terminal or query.version not in (None, task.version) or left <= 0:
+                news = task.status.terminal or query.version not in (None, task.version)
+                if news or left <= 0 or self._changes.ended:
                     return task
                 try:
                     async with asyncio.timeout(min(left, REPAIR)):

@@ -88,6 +88,7 @@ def api_part(store: FacadeStore, settings: Settings, listener: socket.socket, li
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+        app.end_waits()
         server.should_exit = True
         await serving
 

@@ -126,6 +126,7 @@ def test_it_passes_helms_own_look(helm: Path) -> None:
         ("tasks.namespace=Not_A_Name", "namespace"),
         ("api.ingress.enabled=true", "host"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("image.repository=registry.example/cloudai:1.0", "repository"),
         ("tasks.stopGraceSeconds=0", "stopGraceSeconds"),
         ("tasks.podSecurity=restricted", "runAsUser"),
         ("tasks.podSecurity=privileged", "podSecurity"),

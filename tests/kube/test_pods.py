@@ -10,10 +10,12 @@ from cloudai.resources import NOTHING, Reason, Resources, RunPhase
 from cloudai.store.kube import quantity
 from cloudai.store.kube.pods import GPU, attempt_of, held, over, run_of
 from cloudai.store.kube.task_resource import SUBMITTED, status_of, task_of
+from cloudai_controller.kube.pod import PodTerms, pod_of
 from cloudai_controller.kube.refusal import refusal
 from cloudai_controller.kube.state import Memory, seen_task
 
 Json = dict[str, Any]
+META = {"creationTimestamp": "2025-11-16T10:30:00Z", "resourceVersion": "5"}
 LABELS = {"cloudai.dev/task": "t", "cloudai.dev/attempt": "1"}
 
 
@@ -78,7 +80,9 @@ def test_a_pod_that_is_being_deleted_is_over_when_the_kubelet_says_so() -> None:
     ],
 )
 def test_a_command_that_ended_before_its_pod_was_deleted_ended_by_itself(finished: str | None, reason: Reason) -> None:
-    state = {"exitCode": 3, "reason": "Error"} | ({} if finished is None else {"finishedAt": finished})
+    state = {"exitCode": 3, "reason": "Error", "startedAt": "2025-11-16T10:29:00Z"} | (
+        {} if finished is None else {"finishedAt": finished}
+    )
     status = {"phase": "Failed", "containerStatuses": [{"name": "task", "state": {"terminated": state}}]}
     run = run_of(pod(status, deletionTimestamp="2025-11-16T10:30:30Z", deletionGracePeriodSeconds=30))
     assert (run.phase, run.reason, run.exit_code) == (RunPhase.FAILED, reason, 3)
@@ -88,10 +92,35 @@ def test_a_command_that_ended_before_its_pod_was_deleted_ended_by_itself(finishe
     ("code", "reason"), [(3, Reason.EXIT_CODE), (137, Reason.CONTAINER_GONE), (143, Reason.CONTAINER_GONE)]
 )
 def test_once_the_kubelet_is_done_a_signal_is_taken_for_the_deletions(code: int, reason: Reason) -> None:
-    state = {"exitCode": code, "reason": "Error", "finishedAt": "2025-11-16T10:30:00Z"}
+    times = {"startedAt": "2025-11-16T10:29:00Z", "finishedAt": "2025-11-16T10:30:00Z"}
+    state = {"exitCode": code, "reason": "Error"} | times
     status = {"phase": "Failed", "containerStatuses": [{"name": "task", "state": {"terminated": state}}]}
     run = run_of(pod(status, deletionTimestamp="2025-11-16T10:30:02Z", deletionGracePeriodSeconds=0))
     assert (run.phase, run.reason, run.exit_code) == (RunPhase.FAILED, reason, code)
+
+
+def test_a_container_that_never_started_has_no_exit_code() -> None:
+    state = {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": None, "finishedAt": None}}
+    run = run_of(pod({"phase": "Failed", "containerStatuses": [{"name": "task", "state": state}]}))
+    assert (run.phase, run.started_at, run.exit_code) == (RunPhase.LOST, None, None)
+
+
+@pytest.mark.parametrize(
+    ("wish", "settings", "context"),
+    [
+        ({}, None, {}),
+        ({}, 1000, {"runAsNonRoot": True, "runAsUser": 1000}),
+        ({"runAsUser": 2000}, 1000, {"runAsNonRoot": True, "runAsUser": 2000}),
+        ({"runAsUser": 0}, 1000, {"runAsUser": 0}),
+        ({"runAsUser": 2000, "runAsNonRoot": False}, None, {"runAsNonRoot": False, "runAsUser": 2000}),
+        ({"fsGroup": 5}, 1000, {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 5}),
+    ],
+)
+def test_a_user_that_is_not_root_is_said_to_be_so(wish: Json, settings: int | None, context: Json) -> None:
+    spec = {"image": "i", "resources": {"cpu": "1", "memory": "1Gi"}, "pod": {"securityContext": wish}}
+    resource = {"metadata": {"name": "t", "namespace": "here", "uid": "u"} | META, "spec": spec}
+    made = pod_of(resource, task_of(resource), 1, PodTerms(30, GPU, settings))
+    assert made["spec"]["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}} | context
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def test_the_largest_wish_is_taken(bare: Place) -> None:
         ({"resources": AMOUNTS | {"cpu": "1e1000"}}, "spec.resources.cpu"),
         ({"resources": AMOUNTS | {"memory": "1E"}}, "spec.resources.memory"),
         ({"resources": AMOUNTS | {"memory": "-1"}}, "spec.resources.memory"),
+        ({"resources": AMOUNTS | {"memory": "512m"}}, "must be a quantity of at least 6Mi and below 1E"),
         ({"resources": AMOUNTS | {"storage": "x"}}, "spec.resources.storage"),
         ({"pod": {"labels": {f"l{number}": "" for number in range(51)}}}, "spec.pod.labels: Too many"),
         ({"pod": {"labels": {"l": "v" * 64}}}, "spec.pod.labels.l: Too long"),

@@ -100,6 +100,8 @@ def run_of(pod: Mapping[str, Any], resources: Resources = NOTHING) -> Run:
     ended = state.get("terminated") or {}
     began = (state.get("running") or {}).get("startedAt") or ended.get("startedAt")
     phase, reason, message = _phase(pod, status, state)
+    # A container that could not be started has the epoch as its start, and no exit code of its own.
+    started_at = None if began is None or began.startswith("1970-") else millis(began)
     return Run(
         task_id=task_id,
         attempt=attempt,
@@ -111,10 +113,9 @@ def run_of(pod: Mapping[str, Any], resources: Resources = NOTHING) -> Run:
         created_at=millis(status.get("startTime") or meta["creationTimestamp"]) or 0,
         stop_requested=meta.get("deletionTimestamp") is not None,
         phase=phase,
-        # A container that could not be started has the epoch as its start.
-        started_at=None if began is None or began.startswith("1970-") else millis(began),
+        started_at=started_at,
         finished_at=millis(ended.get("finishedAt")) if phase.terminal else None,
-        exit_code=ended.get("exitCode") if phase.terminal and ended.get("reason") != "StartError" else None,
+        exit_code=ended.get("exitCode") if phase.terminal and started_at is not None else None,
         reason=reason,
         message=message,
         version=int(meta["resourceVersion"]),
@@ -144,7 +145,7 @@ def _phase(pod: Mapping[str, Any], status: Mapping[str, Any], state: Mapping[str
     lost = _condition(status, "DisruptionTarget")
     if lost.get("status") == "True" and lost.get("reason") == "DeletionByTaintManager":
         node = pod["spec"].get("nodeName")
-        words = f"Node {node} does not answer; waits until Kubernetes is sure that the Pod is gone."
+        words = f"Node {node} does not answer or may not keep it; waits until Kubernetes is sure that the Pod is gone."
         return (RunPhase.RUNNING if state.get("running") else RunPhase.ASSIGNED), Reason.WORKER_INACTIVE, words
     if state.get("running") or state.get("terminated"):
         return RunPhase.RUNNING, None, None

@@ -99,10 +99,13 @@ def _container(task: Task, attempt: int, terms: PodTerms) -> Json:
 
 
 def _user(wish: Mapping[str, Any], terms: PodTerms) -> Json:
-    """What the Task says of its user; where it names none, the one of the settings."""
-    if terms.run_as_user is None or "runAsUser" in wish:
+    """What the Task says of its user; where it names none, the one of the settings. One that is not root is said to be so,
+    which a restricted namespace wants to hear.
+    """
+    user = wish.get("runAsUser", terms.run_as_user)
+    if user is None:
         return dict(wish)
-    return {"runAsNonRoot": True, "runAsUser": terms.run_as_user, **wish}
+    return ({"runAsNonRoot": True} if user else {}) | {"runAsUser": user, **wish}
 
 
 def _patience() -> list[Json]:

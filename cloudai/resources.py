@@ -113,6 +113,7 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     QUOTA_EXCEEDED = "QuotaExceeded"
     WAITING_FOR_ADMISSION = "WaitingForAdmission"
+    WAITING_FOR_NODE = "WaitingForNode"
 
 
 REASON_MEANING: Mapping[Reason, str] = {
@@ -140,6 +141,7 @@ REASON_MEANING: Mapping[Reason, str] = {
     Reason.UNSCHEDULABLE: "Kubernetes, waits: no node can take it; the message has the scheduler's words.",
     Reason.QUOTA_EXCEEDED: "Kubernetes, waits: the namespace's quota is used up.",
     Reason.WAITING_FOR_ADMISSION: "Kubernetes, waits: a queue or the namespace does not let its Pod start yet.",
+    Reason.WAITING_FOR_NODE: "Kubernetes, waits: its node does not get its Pod ready; `kubectl describe pod` says why.",
 }
 
 

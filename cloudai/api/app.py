@@ -100,9 +100,9 @@ def create_app(store: FacadeStore, settings: Settings) -> Facade:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        beside = [asyncio.ensure_future(changes.run())]
+        beside = [asyncio.ensure_future(changes.run()), asyncio.ensure_future(lead.run())]
         if hub is not None:
-            beside += [asyncio.ensure_future(hub.run()), asyncio.ensure_future(lead.run())]
+            beside.append(asyncio.ensure_future(hub.run()))
         try:
             yield
         finally:

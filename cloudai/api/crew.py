@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from cloudai.api.explain import Waiting, explain, explain_inactive, explain_no_controller, explain_wish
 from cloudai.api.fresh import Fresh
@@ -24,7 +26,7 @@ class Crew:
         self._store = store
         self._lead = lead
         self._heartbeat_ms = settings.heartbeat_ms
-        self._lease_seconds = settings.lease_seconds
+        self._lease_seconds = math.inf if store.agents is None else settings.lease_seconds  # Kubernetes has its own
         self._now = 0
         self._workers = Fresh(self._read, FRESH)
         self._inactive = Fresh(self._read_inactive, FRESH)
@@ -38,26 +40,31 @@ class Crew:
         where the store itself says why, and where it does not answer: the tasks are known all the same.
         """
         nothing: list[Waiting | None] = [None] * len(tasks)
-        if self._store.agents is None or all(task.status.terminal for task in tasks):
+        if all(task.status.terminal for task in tasks):
             return nothing
         try:
             told = [await self._of(task) for task in tasks]
-            problem = await self._lead.problem()
+            problem = self._lead.known if self._store.agents is None else await self._lead.problem()
         except CloudAIError:
             return nothing
         if problem is None:
             return told
         return [
-            explain_no_controller(task, problem)
-            if not task.status.terminal and (one is None or one.reason in _UP_TO_A_CONTROLLER)
-            else one
+            explain_no_controller(task, problem) if self._is_up_to_a_controller(task, one) else one
             for task, one in zip(tasks, told, strict=True)
         ]
+
+    def _is_up_to_a_controller(self, task: Task, one: Waiting | None) -> bool:
+        if one is None and self._store.agents is None and task.reason is not None:
+            return task.reason == Reason.WAITING_FOR_CAPACITY
+        return not task.status.terminal and (one is None or one.reason in _UP_TO_A_CONTROLLER)
 
     async def _of(self, task: Task) -> Waiting | None:
         if task.status.terminal:
             return None
-        return await self._of_queued(task) if task.status is TaskStatus.QUEUED else await self._of_placed(task)
+        if task.status is not TaskStatus.QUEUED:
+            return await self._of_placed(task)
+        return None if self._store.agents is None else await self._of_queued(task)
 
     async def _of_queued(self, task: Task) -> Waiting:
         workers = await self._workers.get()
@@ -79,7 +86,9 @@ class Crew:
 
     async def _read_inactive(self) -> Mapping[str, Worker]:
         """Without what runs hold, which costs more and matters to none that has its place."""
-        agents = self._store.agents
-        assert agents is not None
-        now, workers = now_ms(), await agents.get_workers()
+        agents, now = self._store.agents, now_ms()
+        if agents is None:  # a node that only takes no more Pods is no worry to those it has
+            nodes = [state.worker for state in await self._workers.get()]
+            return {one.worker_id: one for one in nodes if not replace(one, ready=True).active(now, self._heartbeat_ms)}
+        workers = await agents.get_workers()
         return {name: one for name, one in workers.items() if not one.active(now, self._heartbeat_ms)}

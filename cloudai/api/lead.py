@@ -18,13 +18,15 @@ LEASE = "controller"
 
 class Lead:
     """`problem` is None while one leads, else why nothing is decided. Renewals are timed by this process's own clock, so they
-    are followed by `run`: who asked only now and then could not tell an old lease from one that was just renewed.
+    are followed by `run`: who asked only now and then could not tell an old lease from one that was just renewed. `known` is
+    the problem as `run` saw it last, for whoever must not wait for the store.
     """
 
     def __init__(self, store: FacadeStore) -> None:
         self._store = store
         self._lease: Lease | None = None
         self._renewed_at = 0.0
+        self.known: str | None = None
         self._problem = Fresh(self._judge, FRESH)
         self._asked_now = Fresh(self._judge, 0.0)  # by all who ask at the same time
 
@@ -32,7 +34,7 @@ class Lead:
         """Until cancelled."""
         while True:
             with contextlib.suppress(CloudAIError):  # whoever asks is told
-                await self.problem()
+                self.known = await self.problem()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def problem(self) -> str | None:

@@ -87,8 +87,8 @@ def _again(task: Task, run: Run) -> str:
 
 
 def _account(run: Run) -> str:
-    if run.message:
-        return run.message
+    if run.message:  # another sentence follows
+        return run.message if run.message.endswith((".", "!", "?")) else f"{run.message}."
     if _was_lost(run):
         return f"worker {run.worker_id} was cut off for longer than the lease and stopped it."
     return "the worker gave no message; see the logs."

@@ -67,9 +67,10 @@ async def test_a_task_reads_as_it_was_wished(facade: Facade) -> None:
 
 
 async def test_a_queued_task_says_why_it_waits(facade: Facade) -> None:
-    task = await facade.task(await facade.submit())
-    assert (task["status"], task["reason"]) == ("queued", facade.world.idle.reason)
-    assert facade.world.idle.message in task["message"]
+    why = facade.world.idle
+    task = await facade.until(await facade.submit(), lambda task: task["reason"] == why.reason)
+    assert task["status"] == "queued"
+    assert why.message in task["message"]
 
 
 async def test_a_task_larger_than_every_worker_waits_and_says_so(shared_facade: Facade) -> None:

@@ -48,6 +48,19 @@ def test_a_new_task_gets_a_pod_and_stays_queued_until_that_has_a_node() -> None:
     assert (placed.status, placed.attempt, placed.worker_id) == (TaskStatus.PENDING, 1, "node")
 
 
+def test_a_node_that_makes_no_place_for_the_pod_is_told_of_after_a_while() -> None:
+    unprepared = run(worker_id="node", created_at=NOW, message="no sandbox")
+    first = decided(TASK, unprepared)
+    assert (first.task.status, first.task.reason, first.look_at) == (TaskStatus.PENDING, None, NOW + GRACE)
+    due = decided(first.task, unprepared, now=NOW + GRACE)
+    assert (due.task.reason, due.task.message, due.delete, due.look_at) == ("WaitingForNode", "no sandbox", (), None)
+    assert decided(due.task, unprepared, now=NOW + 2 * GRACE).task == due.task
+    pulling = run(phase=RunPhase.PULLING, worker_id="node", reason=Reason.IMAGE_PULL_FAILED, message="no route")
+    assert decided(due.task, pulling).task.reason == "ImagePullFailed"
+    runs = decided(due.task, replace(unprepared, phase=RunPhase.RUNNING, message=None, started_at=NOW)).task
+    assert (runs.status, runs.reason) == (TaskStatus.RUNNING, None)
+
+
 def test_a_task_that_came_far_since_the_last_look_is_written_once() -> None:
     ended = run(phase=RunPhase.SUCCEEDED, worker_id="node", started_at=5, finished_at=9, exit_code=0)
     decision = decided(TASK, ended)

@@ -157,6 +157,22 @@ def test_what_cannot_start_fails_with_its_reason_and_leaves_no_pod_that_tries_on
         shared.until_gone(f"pod/{name}-1")
 
 
+def test_a_node_that_makes_no_place_for_a_pod_is_told_of(shared: Place) -> None:
+    name = f"{shared.name}-none"
+    known = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": "none"}
+    shared.kubectl("create", "-f", "-", given=known)
+    try:
+        waits = shared.apply("true", pod={"runtimeClassName": name})
+        found = shared.until_reason(waits, "WaitingForNode")
+        assert found["status"]["phase"] == "Pending"
+        assert f"kubectl describe pod {waits}-1" in found["status"]["message"]
+        shared.cancel(waits)
+        found = shared.until(waits, "Cancelled")
+        assert "exitCode" not in found["status"]
+    finally:
+        shared.kubectl("delete", "-f", "-", given=known)
+
+
 def test_a_pod_deleted_by_hand_ends_its_task_with_what_it_said(shared: Place) -> None:
     name = shared.apply(STUBBORN)
     shared.until(name, "Running")

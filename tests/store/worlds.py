@@ -159,7 +159,7 @@ class Sql:
 class OnKubernetes:
     """A namespace of a real cluster; its operator starts when it is needed, unless one runs there already."""
 
-    idle = Waiting(Reason.WAITING_FOR_CAPACITY, "Waits for the operator")
+    idle = Waiting(Reason.NO_CONTROLLER, "nobody leads")
     too_large = Waiting(Reason.UNSCHEDULABLE, "Insufficient cpu")
 
     def __init__(self, store: KubernetesStore, place: Place, ends: contextlib.ExitStack, operated: bool) -> None:

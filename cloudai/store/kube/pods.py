@@ -176,6 +176,10 @@ def _waiting(pod: Mapping[str, Any], waiting: Mapping[str, Any]) -> _Said:
         missing = any(sign in words.lower() for sign in _NOT_FOUND)
         reason = Reason.IMAGE_NOT_FOUND if missing else Reason.IMAGE_PULL_FAILED
         return RunPhase.PULLING, reason, f"{image} could not be fetched: {words or why}"
+    if _condition(pod.get("status") or {}, "PodReadyToStartContainers").get("status") == "False":
+        name, node = pod["metadata"]["name"], pod["spec"]["nodeName"]
+        words = f"Node {node} has not made a place for it yet; it tries on, and `kubectl describe pod {name}` says why."
+        return RunPhase.ASSIGNED, None, words
     return RunPhase.ASSIGNED, None, None
 
 

@@ -26,7 +26,7 @@ _GIVEN_UP = frozenset(
 class Decision:
     """`task` and `ended` as the status shall say; then the Pods to delete, then the attempt whose Pod to make.
 
-    `look_at`: when to look again (ms) though nothing changes.
+    `look_at`: when to look again (ms) though nothing changes. `failing`: the attempt fails to start, and is given up then.
     """
 
     task: Task
@@ -34,6 +34,7 @@ class Decision:
     delete: tuple[Run, ...] = ()
     create: int | None = None
     look_at: int | None = None
+    failing: bool = False
 
 
 def decide(
@@ -73,12 +74,14 @@ def decide(
     stops = tuple(verdict.run for verdict in verdicts if isinstance(verdict, StopRun))
     hopeless, look_at = _hopeless(current, live, now, (now if failing_since is None else failing_since) + image_grace)
     starts = current.status is TaskStatus.QUEUED and not live and not current.cancel_requested
+    told, tell_at = _unprepared(_shown(current, seen), live, now, image_grace)
     return Decision(
-        _shown(current, seen),
+        told,
         tuple(listed[number] for number in sorted(listed)),
         stops + tuple(run for run in hopeless if run not in stops),
         current.attempt + 1 if starts else None,
-        look_at,
+        look_at if tell_at is None else tell_at,
+        failing=look_at is not None,
     )
 
 
@@ -137,6 +140,15 @@ def _hopeless(task: Task, live: Mapping[str, Run], now: int, due: int) -> tuple[
     if run.phase is RunPhase.STARTING or now >= due:
         return (run,), None
     return (), due
+
+
+def _unprepared(task: Task, live: Mapping[str, Run], now: int, grace: int) -> tuple[Task, int | None]:
+    """A task whose node makes no place for its Pod (network, runtime, volumes) says so after a while; or when that is due."""
+    run = live.get(run_id(task.task_id, task.attempt))
+    if task.status is not TaskStatus.PENDING or run is None or run.reason is not None or run.message is None:
+        return task, None
+    due = run.created_at + grace
+    return (task, due) if now < due else (replace(task, reason=Reason.WAITING_FOR_NODE, message=run.message), None)
 
 
 def _attempt(run: Run) -> Attempt:

@@ -156,7 +156,7 @@ class Operator:
         failing, since = self._failing.get(name, ("", now))
         with metrics.PLAN_SECONDS.time():
             decision = decide(task, ended, runs, now, self._image_grace, since if failing == coming else None)
-        if decision.look_at is not None and failing != coming:
+        if decision.failing and failing != coming:
             self._failing[name] = (coming, now)
         if _differs(task, decision.task):
             resource = await self._write_status(resource, decision.task, decision.ended, now)

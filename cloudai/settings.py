@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -223,7 +224,7 @@ class Settings(BaseSettings):
     @property
     def url(self) -> str:
         """The store's URL."""
-        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'cloudai.db'}"
+        return self.database_url or f"sqlite:///{quote(str(self.data_dir.absolute() / 'cloudai.db'))}"
 
     @property
     def heartbeat_ms(self) -> int:

@@ -20,7 +20,7 @@ MAX_FRAME = 1024 * 1024
 LOG_CHUNK = 128 * 1024
 
 
-Millis = Annotated[int, Field(ge=0, le=2**53)]  # since the epoch
+Millis = Annotated[int, Field(ge=0, le=253_402_300_799_999)]  # since the epoch, to the end of the year 9999
 Amount = Annotated[int, Field(le=2**53)]
 # An engine's words are passed on as they are, but no database of text takes this character.
 Words = Annotated[str, AfterValidator(lambda words: words.replace("\0", "\N{REPLACEMENT CHARACTER}"))]

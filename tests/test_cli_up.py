@@ -187,6 +187,13 @@ def test_logs_are_followed_while_the_task_runs(up: Up, tmp_path: Path) -> None:
     assert up.cloudai("logs", task_id).stdout == "first\nmiddle\nlast\n"
 
 
+def test_the_log_of_every_attempt_is_shown(up: Up) -> None:
+    command = "echo attempt $CLOUDAI_ATTEMPT; exit 1"
+    done = up.cloudai("submit", "--wait", "-i", "busybox", "--cpu", "0.1", "--max-retries", "3", "--", command)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-4:] == [f"attempt {number}" for number in range(1, 5)]
+
+
 def test_who_waits_is_answered_when_the_api_stops(data_dir: Path) -> None:
     running = Up(data_dir)
     task_id = running.submit("sleep 1000")

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from docker.errors import APIError, NotFound
 from cloudai.resources import Reason, Resources, Run
 from cloudai.settings import Settings
 from cloudai_agent import docker_images
-from cloudai_agent.docker_calls import CALL_SECONDS, answering, engine_words, shut, stream_payloads
+from cloudai_agent.docker_calls import CALL_SECONDS, answering, engine_words, going_away, shut, stream_payloads
 from cloudai_agent.docker_config import CLUSTER, TASK, WORKER, Engine, container_config, container_of, start_refusal
 from cloudai_agent.runtime import Container, ContainerState, EngineDown, RunRefused, engine_says
 
@@ -100,11 +100,7 @@ class DockerRuntime:
         with answering():
             found = self._api.containers(all=True, filters={"label": self._filter()})
             # The list tells no exit code; of a created or running one it tells all there is to know.
-            return [
-                container
-                for each in found
-                if (container := self.container(each["Names"][0].removeprefix("/"))) is not None
-            ]
+            return [container for name in _names(found) if (container := self.container(name)) is not None]
 
     def container(self, run_id: str) -> Container | None:
         with answering():
@@ -150,6 +146,8 @@ class DockerRuntime:
                 self._ids[run.run_id] = self._api.create_container_from_config(config, name=run.run_id)["Id"]
                 self._fresh.add(run.run_id)
             except APIError as error:
+                if going_away(error):
+                    raise
                 self._create_failed(run, error)
 
     def _create_failed(self, run: Run, error: APIError) -> None:
@@ -180,6 +178,8 @@ class DockerRuntime:
             try:
                 self._api.start(self._ids[run_id])
             except APIError as error:
+                if going_away(error):
+                    raise
                 refusal = start_refusal(engine_words(error))
                 raise RunRefused(refusal.reason, refusal.message) from None
 
@@ -199,7 +199,7 @@ class DockerRuntime:
             except NotFound:
                 pass
             except APIError as error:
-                if error.status_code != requests.codes.conflict:  # somebody else is removing it
+                if "removal" not in engine_words(error):  # by somebody else, and in progress
                     raise
         self._ids.pop(run_id, None)
         self._fresh.discard(run_id)
@@ -207,7 +207,7 @@ class DockerRuntime:
     def storage_used(self) -> dict[str, int]:
         with answering():
             found = self._api.containers(all=True, size=True, filters={"label": self._filter()})
-        return {each["Names"][0].removeprefix("/"): each.get("SizeRw") or 0 for each in found}
+        return {name: each.get("SizeRw") or 0 for name, each in _names(found).items()}
 
     # -- streams
 
@@ -267,3 +267,8 @@ class DockerRuntime:
             self._listening = None
             if not self._closed.wait(RECONNECT_SECONDS):
                 yield None
+
+
+def _names(found: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Containers of a list by name. One that is being removed may have lost its name already, and is nobody's any more."""
+    return {each["Names"][0].removeprefix("/"): each for each in found if each.get("Names")}

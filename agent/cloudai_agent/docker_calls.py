@@ -22,7 +22,7 @@ def answering() -> Iterator[None]:
     try:
         yield
     except APIError as error:
-        if error.is_server_error() and _going_away(error):
+        if going_away(error):
             raise EngineDown(f"The Docker engine is shutting down: {engine_words(error)}") from None
         raise
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, DockerException) as error:
@@ -34,9 +34,12 @@ def engine_words(error: APIError) -> str:
     return " ".join(str(error.explanation or error).split())
 
 
-def _going_away(error: APIError) -> bool:
+def going_away(error: APIError) -> bool:
+    """Whether it says nothing of the one call, but that the engine, or containerd behind it, stops."""
     words = engine_words(error)
-    return any(sign in words for sign in ("containerd.sock", "shutting down", "transport is closing", "ttrpc: closed"))
+    return error.is_server_error() and any(
+        sign in words for sign in ("containerd.sock", "shutting down", "transport is closing", "ttrpc: closed")
+    )
 
 
 def _cause(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from docker.utils import parse_repository_tag
 
 from cloudai.resources import Reason
 from cloudai.settings import Settings
-from cloudai_agent.docker_calls import CALL_SECONDS, answering, engine_words, shut
+from cloudai_agent.docker_calls import CALL_SECONDS, answering, engine_words, going_away, shut
 from cloudai_agent.runtime import EngineDown, RunRefused
 
 LOOK_SECONDS = 0.1  # how often a silent pull is asked whether it is still wanted
@@ -40,6 +40,8 @@ def has_image(api: Any, image: str, policy: str) -> bool:
                 raise RunRefused(Reason.IMAGE_NOT_FOUND, text) from None
             return False
         except APIError as error:
+            if going_away(error):
+                raise
             raise refusal(image, engine_words(error)) from None
     return True
 

@@ -105,7 +105,7 @@ def _reason(wrong: ErrorDetails) -> str:
     match kind:
         case "string_or_list":
             return "must be a string or a list of strings"
-        case "greater_than_equal" if context["ge"] > 0 >= float(wrong["input"]):
+        case "greater_than_equal" if context["ge"] > 0 >= wrong["input"]:
             return "must be greater than 0"
         case "greater_than_equal":
             return f"must be at least {context['ge']:.15g}"

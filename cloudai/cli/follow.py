@@ -9,6 +9,7 @@ import click
 
 from cloudai.cli.session import NO_COMMAND, OWN_FAILURE, Session
 from cloudai.client import WAIT_SECONDS
+from cloudai.errors import CloudAIError, Code
 from cloudai.resources import Reason, TaskStatus
 
 Task = dict[str, Any]
@@ -24,13 +25,17 @@ async def follow(session: Session, task_id: str) -> Task:
     patience = 1  # a task that starts at once needs no words about its waiting
     task = await session.client.task(task_id)
     while True:
-        attempt = task["attempt"]
-        if attempt > shown and not session.json:
-            if attempt > 1:
-                click.echo(f"{task_id}: attempt {attempt}", err=True)
-            async for data in session.client.log(task_id, attempt, follow=True):
-                write(data)
-            shown = attempt
+        if task["attempt"] > shown and not session.json:
+            shown += 1  # one after the other, though several may have ended since the last look
+            if shown > 1:
+                click.echo(f"{task_id}: attempt {shown}", err=True)
+            try:
+                async for data in session.client.log(task_id, shown, follow=True):
+                    write(data)
+            except CloudAIError as error:
+                if error.code is not Code.LOGS_REMOVED:
+                    raise
+                click.echo(f"{task_id}: {error.message}", err=True)
         elif ended(task):
             return task
         before, task = task, await session.client.changed_task(task, patience)

@@ -6,8 +6,9 @@ import sqlite3
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
@@ -57,6 +58,11 @@ def migrating_engine(url: str) -> Engine:
     return _postgres_engine(url, patient=True, pool_size=1) if sqlite_file(url) is None else writing_engine(url)
 
 
+def file_uri(file: Path) -> str:
+    """Without its options. What means something in a URI may stand in a path: https://www.sqlite.org/uri.html"""
+    return f"file:{quote(str(file.absolute()))}"
+
+
 def reading_engine(url: str) -> Engine:
     """A few connections whose transactions each see one state of the database."""
     if sqlite_file(url) is None:
@@ -74,7 +80,7 @@ def _sqlite_engine(url: str, begin: str, **options: Any) -> Engine:
     file = sqlite_file(url)
     assert file is not None
     engine = create_engine(
-        f"sqlite+pysqlite:///file:{file.absolute()}?mode=rw&uri=true",
+        URL.create("sqlite+pysqlite", database=file_uri(file), query={"mode": "rw", "uri": "true"}),
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "cached_statements": 512},
         max_overflow=0,
         **options,

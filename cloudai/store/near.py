@@ -12,6 +12,7 @@ from typing import Any
 
 from cloudai.resources import Run, Task
 from cloudai.store import rows
+from cloudai.store.engine import file_uri
 from cloudai.store.protocol import Change, Kind, Lease
 from cloudai.store.tables import RUNS, TASKS
 
@@ -37,7 +38,7 @@ class NearReader:
     """
 
     def __init__(self, file: Path) -> None:
-        self._connection = sqlite3.connect(f"file:{file.absolute()}?mode=ro", uri=True, timeout=0, isolation_level=None)
+        self._connection = sqlite3.connect(f"{file_uri(file)}?mode=ro", uri=True, timeout=0, isolation_level=None)
         self._loop = asyncio.get_running_loop()
         self._reading = False
         self._known: dict[int, Task] = {}

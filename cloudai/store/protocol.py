@@ -1,4 +1,4 @@
-"""What a store is. One contract test suite (`tests/store/contract.py`) runs over every implementation.
+"""What a store is. One contract test suite (`tests/store/test_task_store.py`) runs over every implementation.
 
 `TaskStore` is what clients of the API need; the facade serves it and `cloudai.client` implements it over HTTP.
 `FacadeStore` adds what the facade itself needs: the API has no revisions, so watching the change log is no client's business.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from cloudai.store.engine import file_uri
 from cloudai.store.protocol import Change
 
 REPAIR_SECONDS = 1.0  # how long a lost signal may go unnoticed
@@ -137,7 +138,7 @@ class SqlitePoll:
     def _tick(self) -> None:
         try:
             if self._connection is None:
-                self._connection = sqlite3.connect(f"file:{self._file.absolute()}?mode=ro", uri=True, timeout=0)
+                self._connection = sqlite3.connect(f"{file_uri(self._file)}?mode=ro", uri=True, timeout=0)
             version = self._connection.execute("PRAGMA data_version").fetchone()
             if version != self._version:
                 if self._committing():

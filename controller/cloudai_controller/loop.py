@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from cloudai.errors import CloudAIError
 from cloudai.resources import Run, Task
 from cloudai.settings import Settings
-from cloudai.store.protocol import FenceLost, Pruned, Store
+from cloudai.store.protocol import FenceLost, Lease, Pruned, Store
 from cloudai_controller import memory, metrics, retention
 from cloudai_controller.actions import Action, Place, group
 from cloudai_controller.clock import Clock, SystemClock
@@ -67,7 +67,10 @@ class Controller:
             if not await self._leadership.tick():
                 await self.close()
                 return Step(False, 0, RENEW_SECONDS)
-            return await self._pass()
+            # The whole pass is fenced by the lease it began with: this process may lose it meanwhile.
+            lease = self._leadership.lease
+            assert lease is not None
+            return await self._pass(lease)
         except FenceLost:
             self._leadership.lost()
             await self.close()
@@ -79,7 +82,7 @@ class Controller:
             await self.close()
             raise
 
-    async def _pass(self) -> Step:
+    async def _pass(self, lease: Lease) -> Step:
         view, feed = await self._current()
         now = self._clock.now()
         if not 0 <= now - self._passed_at <= self._terms.heartbeat:
@@ -92,7 +95,7 @@ class Controller:
         with metrics.PLAN_SECONDS.time():
             made = plan(view, now)
         view.settle(made.findings)
-        applied = await self._apply(view, feed, made.actions)
+        applied = await self._apply(view, feed, made.actions, lease)
         metrics.QUEUED.set(view.queued)
         self._passed_at = now
         return Step(True, applied, 0 if applied else self._until_due(view, now))
@@ -116,15 +119,15 @@ class Controller:
             due = min(due, max(view.expiry, now + 1))
         return max(0.0, (due - now) / 1000)
 
-    async def _apply(self, view: View, feed: Feed, actions: Sequence[Action]) -> int:
+    async def _apply(self, view: View, feed: Feed, actions: Sequence[Action], lease: Lease) -> int:
         applied = 0
         for start in range(0, len(actions), GROUPS):
-            applied += await self._commit(view, feed, actions[start : start + GROUPS])
+            applied += await self._commit(view, feed, actions[start : start + GROUPS], lease)
         return applied
 
-    async def _commit(self, view: View, feed: Feed, actions: Sequence[Action]) -> int:
+    async def _commit(self, view: View, feed: Feed, actions: Sequence[Action], lease: Lease) -> int:
         groups = [group(action) for action in actions]
-        committed = await self._store.commit(groups, self._leadership.lease)
+        committed = await self._store.commit(groups, lease)
         feed.own(committed)
         refused: list[tuple[Task | Run, ...]] = []
         for action, planned, done, stored in zip(actions, groups, committed.applied, committed.objects, strict=True):

@@ -15,6 +15,7 @@ WRONG_FIELDS: list[tuple[str, Any, str]] = [
     ("req_cpu", 0, "must be greater than 0"),
     ("req_cpu", 0.0, "must be greater than 0"),
     ("req_cpu", -1.0, "must be greater than 0"),
+    ("timeout_seconds", -(10**400), "must be greater than 0"),
     ("req_cpu", 0.0001, "must be at least 0.001"),
     ("req_cpu", 100_001, "must be at most 100000"),
     ("req_cpu", "1", "must be a number"),

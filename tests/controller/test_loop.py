@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from cloudai.resources import RunPhase, TaskStatus, Worker
 from cloudai.settings import Settings
 from cloudai.store.protocol import Change, FenceLost, Store
+from cloudai_controller import memory
 from cloudai_controller.loop import Controller
 from tests.controller.driven import DEADLINE, Ahead, HandClock, beat, join, report, until, until_status, wish
 
@@ -231,6 +234,25 @@ async def test_a_commit_of_a_former_leader_is_refused(store: Store, controller: 
     await second.close()
     with pytest.raises(FenceLost):
         await store.commit([], before)
+
+
+async def test_a_leader_that_loses_its_lead_in_the_midst_of_a_pass_writes_nothing_more(
+    store: Store, controller: Controller, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await join(store, clock)
+    task = await store.create_task(wish())
+    refresh = memory.refresh
+
+    async def overtaken(*arguments: Any) -> None:
+        await refresh(*arguments)
+        held = await store.get_lease("controller")
+        assert held is not None
+        assert await store.put_lease(replace(held, holder="two", epoch=held.epoch + 1), held.version)
+        controller._leadership.lost()  # as its timer finds out
+
+    monkeypatch.setattr(memory, "refresh", overtaken)
+    assert not (await controller.step()).leading
+    assert (await store.get_task(task.task_id)).status is TaskStatus.QUEUED
 
 
 async def test_a_leader_that_stops_hands_over_at_once(store: Store, clock: HandClock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ from sqlalchemy import Engine
 
 from cloudai.errors import CloudAIError, Code
 from cloudai.resources import TaskStatus
+from cloudai.settings import Settings
 from cloudai.store import engine, sql
 from cloudai.store import postgres as postgres_connections
 from cloudai.store.engine import READERS, migrating_engine, normal_url, reading_engine, writing_engine
@@ -111,6 +113,22 @@ async def test_a_lock_that_is_held_too_long_refuses_and_recovers(
     await store.create_task(SPEC)
     assert await consistent(store) == 1
     await store.close()
+
+
+@pytest.mark.parametrize("name", ["a#1", "a%20b", "a b", "a?b"])
+async def test_a_directory_may_have_any_name(tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    os.mkdir(place)
+    url = Settings(data_dir=place).url
+    store = await open_store(url)
+    task = await store.create_task(SPEC)
+    assert await store.get_task(task.task_id) == task
+    await store.close()
+    again = await open_store(url)
+    assert await again.get_task(task.task_id) == task
+    await again.close()
+    assert os.listdir(tmp_path) == [name]
+    assert "cloudai.db" in os.listdir(place)
 
 
 async def test_a_database_file_that_vanished_takes_no_writes_until_it_is_back(tmp_path: Path) -> None:

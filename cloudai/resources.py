@@ -296,7 +296,8 @@ class Worker:
     """A machine that runs containers. `identity` tells the machine's agent from another one that claims its name.
 
     `ready` is False while its container engine does not answer; `problem` then says why.
-    `cpu_usage` and `memory_usage` are percentages of the machine, None until reported.
+    `cpu_usage` and `memory_usage` are percentages of the machine, None until reported. `lease` is what its agent was promised
+    when it joined, in ms: for so long it may be unheard of and let its containers go on; 0 where that had no end.
     """
 
     worker_id: str
@@ -310,6 +311,7 @@ class Worker:
     problem: str | None = None
     cpu_usage: float | None = None
     memory_usage: float | None = None
+    lease: int = 0
 
     @property
     def gpu_devices(self) -> int:

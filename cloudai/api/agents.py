@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -120,12 +121,12 @@ class AgentHub:
         """Store the worker, unless its name is another machine's that may still hold something."""
         known = (await self._store.get_workers([message.worker_id])).get(message.worker_id)
         if known is not None and known.identity != message.identity:
-            over = now_ms() - known.last_heartbeat > self._settings.lease_seconds * 1000
+            over = now_ms() - known.last_heartbeat > max(self._settings.lease_seconds * 1000, known.lease)
             # What the first one held is not for another to speak of: the controller gives it up first.
             if not over or await self._store.runs_of_worker(message.worker_id):
                 return _name_taken(message.worker_id)
         try:
-            await self._store.register_worker(_worker(message), known.identity if known else None)
+            await self._store.register_worker(_worker(message, self._settings), known.identity if known else None)
         except NameTaken:  # by one that came at the same time
             return _name_taken(message.worker_id)
         return None
@@ -151,7 +152,7 @@ class AgentHub:
         return Registered(
             cluster_id=self._store.cluster_id,
             heartbeat_seconds=self._settings.heartbeat_seconds,
-            lease_seconds=None if lease == float("inf") else lease,
+            lease_seconds=None if lease == math.inf else lease,
             stop_grace_seconds=self._settings.stop_grace_seconds,
         )
 
@@ -268,8 +269,8 @@ def _name_taken(worker_id: str) -> Refused:
     return Refused(code="name_taken", message=f"{text}, or wait until the lease has ended")
 
 
-def _worker(message: Register) -> Worker:
-    now = now_ms()
+def _worker(message: Register, settings: Settings) -> Worker:
+    now, lease = now_ms(), settings.lease_seconds
     return Worker(
         worker_id=message.worker_id,
         identity=message.identity,
@@ -280,6 +281,7 @@ def _worker(message: Register) -> Worker:
         last_heartbeat=now,
         ready=message.ready,
         problem=message.problem,
+        lease=0 if lease == math.inf else round(lease * 1000),
     )
 
 

@@ -188,6 +188,7 @@ def worker(row: Any) -> Worker:
         problem=row.problem,
         cpu_usage=row.cpu_usage,
         memory_usage=row.memory_usage,
+        lease=row.lease,
     )
 
 
@@ -208,4 +209,5 @@ def worker_columns(worker: Worker) -> Mapping[str, Any]:
         "problem": worker.problem,
         "cpu_usage": worker.cpu_usage,
         "memory_usage": worker.memory_usage,
+        "lease": worker.lease,
     }

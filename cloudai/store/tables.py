@@ -103,6 +103,7 @@ class WorkerRow(SQLModel, table=True):
     problem: str | None
     cpu_usage: float | None
     memory_usage: float | None
+    lease: int = Field(sa_column=_big())
 
 
 class ChangeRow(SQLModel, table=True):

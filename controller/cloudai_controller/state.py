@@ -113,12 +113,15 @@ class View:
         return worker is not None and worker.ready and now - self.heard[worker_id].sent <= 3 * self.terms.heartbeat
 
     def expires(self, worker_id: str) -> int | None:
-        """From when on the worker counts as lost, if it stays silent; None for never."""
+        """From when on the worker counts as lost, if it stays silent; None for never. Its agent goes by the lease that it was
+        promised, which may be another one than is set now.
+        """
+        known, heard = self.workers.get(worker_id), self.heard.get(worker_id)
+        promised = known.lease if known is not None else 0
         if self.terms.lease is None:
             return None
-        heard = self.heard.get(worker_id)
         silent_since = max(heard.read if heard else 0, self.observing_since)
-        return silent_since + self.terms.lease + self.terms.margin + 1
+        return silent_since + max(self.terms.lease, promised) + self.terms.margin + 1
 
     @property
     def settled(self) -> bool:

@@ -65,7 +65,7 @@ def wish(max_retries: int | None = None, cores: float = 1) -> TaskSpec:
     return TaskSpec(user_id="ann", image="busybox", command="true", resources=amounts, max_retries=max_retries)
 
 
-async def join(store: Store, clock: HandClock, name: str = "worker-1", cores: int = 4) -> None:
+async def join(store: Store, clock: HandClock, name: str = "worker-1", cores: int = 4, lease: int = 0) -> None:
     await store.register_worker(
         Worker(
             worker_id=name,
@@ -75,6 +75,7 @@ async def join(store: Store, clock: HandClock, name: str = "worker-1", cores: in
             runtime="docker",
             registered_at=clock.now(),
             last_heartbeat=clock.now(),
+            lease=lease,
         )
     )
 

@@ -106,6 +106,19 @@ async def test_a_worker_silent_for_the_lease_loses_its_task_to_another(
     assert [run.phase for run in await store.list_runs(task.task_id)] == [RunPhase.LOST, RunPhase.ASSIGNED]
 
 
+@pytest.mark.parametrize(("seconds", "status"), [(600, TaskStatus.PENDING), (640, TaskStatus.FAILED)])
+async def test_a_worker_is_given_up_by_the_lease_it_was_promised_where_that_is_the_longer(
+    store: Store, controller: Controller, clock: HandClock, seconds: int, status: TaskStatus
+) -> None:
+    await join(store, clock, lease=600_000)
+    task = await store.create_task(wish(max_retries=0))
+    await until_status(controller, store, task, TaskStatus.PENDING)
+    for _ in range(seconds // 10):
+        clock.forward(10)
+        await controller.step()
+    assert (await store.get_task(task.task_id)).status is status
+
+
 @pytest.mark.parametrize("ahead", [-3600, -325, -31, 31, 3600])
 async def test_a_worker_is_judged_by_the_controllers_own_clock(
     ahead: float, store: Store, controller: Controller, clock: HandClock

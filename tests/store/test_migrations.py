@@ -7,14 +7,15 @@ import subprocess
 import sys
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 from sqlmodel import SQLModel
 
 from cloudai.store import tables
-from cloudai.store.engine import normal_url, writing_engine
-from cloudai.store.migrate import SchemaTooNew, migrate
+from cloudai.store.engine import create_sqlite_file, migrating_engine, normal_url, sqlite_file, writing_engine
+from cloudai.store.migrate import SchemaTooNew, configuration, migrate
 from cloudai.store.sql import open_store
 from tests.store.values import SPEC
 
@@ -63,6 +64,24 @@ async def test_a_database_keeps_what_it_has_when_opened_again(url: str) -> None:
     store = await open_store(url)
     assert await store.get_task(task.task_id) == task
     assert store.cluster_id == cluster_id
+    await store.close()
+
+
+async def test_what_the_first_schema_held_is_there_in_the_newest(url: str) -> None:
+    at = normal_url(url)
+    if (file := sqlite_file(at)) is not None:
+        create_sqlite_file(file)
+    engine = migrating_engine(at)
+    with engine.begin() as connection:
+        command.upgrade(configuration(connection), "0001")
+        names = "worker_id, identity, address, cpu, memory, storage, gpu, runtime, registered_at, last_heartbeat, ready"
+        connection.execute(
+            text(f"INSERT INTO workers ({names}) VALUES ('w', 'i', 'h:1', 1, 2, 3, 4, 'docker', 5, 6, true)")
+        )
+    engine.dispose()
+    store = await open_store(url)
+    [state] = await store.list_workers()
+    assert (state.worker.worker_id, state.worker.last_heartbeat, state.worker.lease) == ("w", 6, 0)
     await store.close()
 
 

@@ -20,6 +20,7 @@ WORKER = Worker(
     runtime="docker",
     registered_at=1000,
     last_heartbeat=1000,
+    lease=300_000,
 )
 
 

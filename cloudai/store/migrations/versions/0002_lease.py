@@ -1,0 +1,15 @@
+"""Workers keep the lease that they were promised. Of those that joined before, it is the one that the controller has."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def upgrade() -> None:
+    op.add_column("workers", sa.Column("lease", BIG, nullable=False, server_default="0"))

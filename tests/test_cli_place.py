@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import socket
 from pathlib import Path
 
@@ -25,6 +27,18 @@ from cloudai.settings import load
 def test_a_data_directory_is_made_for_its_user_only(tmp_path: Path) -> None:
     with held_data_dir(load({"data_dir": tmp_path / "a" / "b"}), "up") as directory:
         assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_data_directory_on_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with (
+        pytest.raises(StartRefused, match="No space left on device"),
+        held_data_dir(load({"data_dir": tmp_path}), "up"),
+    ):
+        pass
 
 
 def test_a_data_directory_serves_one_process_of_a_role_at_a_time(tmp_path: Path) -> None:

@@ -77,7 +77,11 @@ class Crew:
 
     async def _of_placed(self, task: Task) -> Waiting | None:
         inactive = (await self._inactive.get()).get(task.worker_id or "")
-        return None if inactive is None else explain_inactive(task, inactive, now_ms(), self._lease_seconds)
+        return (
+            None
+            if inactive is None
+            else explain_inactive(task, inactive, now_ms(), self._heartbeat_ms, self._lease_seconds)
+        )
 
     async def _read(self) -> Sequence[WorkerState]:
         workers = await self._store.list_workers()

@@ -45,8 +45,11 @@ def held_data_dir(settings: Settings, role: str) -> Iterator[Path]:
                 f"the data directory {directory} is in use by {_holder(lock, role)}; "
                 "stop that one, or choose another with --data-dir"
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise unusable(directory, error) from None
         yield directory
     finally:
         os.close(lock)

@@ -69,8 +69,15 @@ async def submit(
     With --wait: the exit status is the task's; 127 if there was no such program, 125 if it ended without one (cancelled,
     image not found, …), 130 on Ctrl-C, which leaves the task running.
     """
-    headers = {"Idempotency-Key": idempotency_key or secrets.token_hex(16)}
-    answer = await session.client.post("/api/tasks", body=_body(command, wish), headers=headers)
+    key = idempotency_key or secrets.token_hex(16)
+    try:
+        answer = await session.client.post("/api/tasks", body=_body(command, wish), headers={"Idempotency-Key": key})
+    except asyncio.CancelledError:
+        click.echo(
+            f"\nIt may have been submitted; the same command with --idempotency-key {key} makes no second task",
+            err=True,
+        )
+        raise
     task_id = answer["task_id"]
     if not wait:
         session.show(answer, task_id)

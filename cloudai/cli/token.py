@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -98,8 +99,10 @@ def _at_known_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -
     from cloudai.cli.stores import shown
     from cloudai.store.engine import sqlite_file
 
-    file = sqlite_file(settings.url)
-    if file is not None and not file.exists():
+    file, missing = sqlite_file(settings.url), False
+    with contextlib.suppress(PermissionError):  # which is told when it is opened
+        missing = file is not None and not file.exists()
+    if missing:
         raise StartRefused(
             f"there is no store {shown(settings.url)}; --data-dir or --database-url says where the API's is"
         )

@@ -72,10 +72,14 @@ def test_of_a_task_whose_worker_is_not_active_it_says_what_is_uncertain(
     spec = TaskSpec(user_id="ann", image="busybox", command=None, resources=Resources(1000, GIB, 0, 0))
     task = Task(task_id="task-1", spec=spec, status=status, created_at=0, attempt=1, worker_id="worker-1")
     silent = state(last_heartbeat=0).worker
-    told = explain_inactive(task, silent, NOW, lease)
+    told = explain_inactive(task, silent, NOW, HEARTBEAT, lease)
     assert told.reason is Reason.WORKER_INACTIVE
     assert told.message.startswith("Worker worker-1 was last heard of 1000 s ago. ")
     assert told.message.endswith(then)
+    there = state(ready=False, problem="the engine hangs").worker
+    told = explain_inactive(task, there, NOW, HEARTBEAT, lease)
+    assert told.message.startswith("Worker worker-1 was last heard of 0 s ago and said: the engine hangs. ")
+    assert "lease" not in told.message
 
 
 def test_what_is_short_is_told_with_its_amount() -> None:

@@ -210,6 +210,26 @@ def test_who_waits_is_answered_when_the_api_stops(data_dir: Path) -> None:
     assert "Traceback" not in running.errors.read_text()
 
 
+def test_a_second_ctrl_c_ends_it_at_once_and_without_a_traceback(data_dir: Path) -> None:
+    running = Up(data_dir)
+    host, port = running.url.removeprefix("http://").split(":")
+    address = (host, int(port))
+    with socket.create_connection(address, timeout=PATIENCE) as unfinished:  # which the API waits for when it stops
+        head = (
+            f"POST /api/tasks HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+        )
+        unfinished.sendall(head.encode())
+        assert httpx.get(f"{running.url}/healthz").status_code == 200
+        running.process.send_signal(signal.SIGINT)
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                socket.create_connection(address, timeout=PATIENCE).close()
+        running.process.send_signal(signal.SIGINT)
+        running.process.communicate(timeout=PATIENCE)
+    assert running.process.returncode == -signal.SIGINT
+    assert "Traceback" not in running.errors.read_text()
+
+
 def test_a_cancelled_task_ends_cancelled(up: Up) -> None:
     task_id = up.submit("echo up; sleep 1000")
     assert up.cloudai("cancel", task_id).returncode == 0

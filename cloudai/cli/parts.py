@@ -29,6 +29,7 @@ def run_until_signal(body: Part) -> None:
         def asked(signum: int) -> None:
             stop.set()
             loop.remove_signal_handler(signum)
+            signal.signal(signum, signal.SIG_DFL)  # and not Python's own, which raises wherever it happens to be
 
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, asked, signum)

@@ -13,10 +13,17 @@ from cloudai.client import Client
 from cloudai.errors import Code
 from cloudai.resources import Task, TaskStatus
 from cloudai.settings import Settings
+from cloudai.store.kube import store as kube
 from cloudai.store.protocol import Idempotency, TaskQuery, TaskStore
 from tests.api.conftest import serving
 from tests.store.values import refused
 from tests.store.worlds import OBEDIENT, TOO_LARGE, World
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Kubernetes a cancel waits a moment for the operator, and says so where that takes longer: here it is to wait."""
+    monkeypatch.setattr(kube, "CANCEL_SECONDS", 60.0)
 
 
 @pytest.fixture(params=["store", "client"])

@@ -319,7 +319,11 @@ class Worker:
 
     def active(self, now: int, heartbeat_ms: int) -> bool:
         """Heard of within three heartbeat intervals and able to start containers."""
-        return self.ready and now - self.last_heartbeat <= 3 * heartbeat_ms
+        return self.ready and self.heard(now, heartbeat_ms)
+
+    def heard(self, now: int, heartbeat_ms: int) -> bool:
+        """Heard of within three heartbeat intervals, whatever it can do."""
+        return now - self.last_heartbeat <= 3 * heartbeat_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

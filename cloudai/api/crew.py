@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from cloudai.api.explain import Waiting, explain, explain_inactive, explain_no_controller, explain_wish
 from cloudai.api.fresh import Fresh
@@ -93,6 +92,6 @@ class Crew:
         agents, now = self._store.agents, now_ms()
         if agents is None:  # a node that only takes no more Pods is no worry to those it has
             nodes = [state.worker for state in await self._workers.get()]
-            return {one.worker_id: one for one in nodes if not replace(one, ready=True).active(now, self._heartbeat_ms)}
+            return {one.worker_id: one for one in nodes if not one.heard(now, self._heartbeat_ms)}
         workers = await agents.get_workers()
         return {name: one for name, one in workers.items() if not one.active(now, self._heartbeat_ms)}

@@ -6,7 +6,7 @@ Nothing of it is stored: it is computed when somebody asks, so it is never out o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cloudai.resources import GIB, Reason, Resources, Task, TaskStatus, Worker, WorkerState, gpu_shares
 
@@ -57,7 +57,6 @@ def explain_no_controller(task: Task, problem: str) -> Waiting:
 
 def explain_inactive(task: Task, worker: Worker, now: int, heartbeat_ms: int, lease_seconds: float) -> Waiting:
     """What is uncertain of `task`, which was given to `worker`, and that is not active."""
-    there = replace(worker, ready=True).active(now, heartbeat_ms)  # only its engine is not
     heard = f"was last heard of {max(0, now - worker.last_heartbeat) // 1000} s ago"
     problem = "" if worker.ready else f" and said: {worker.problem or 'it is not ready'}"
     if task.cancel_requested:
@@ -66,7 +65,7 @@ def explain_inactive(task: Task, worker: Worker, now: int, heartbeat_ms: int, le
         here = "What runs there goes on as far as anybody can know."
     else:
         here = "The task goes on there once the worker is back."
-    if there or lease_seconds == float("inf"):
+    if worker.heard(now, heartbeat_ms) or lease_seconds == float("inf"):  # only its engine is away, or nothing follows
         later = ""
     else:
         later = f" If it stays away for longer than its lease of {lease_seconds:g} s, this attempt counts as lost."

@@ -136,7 +136,7 @@ class Operator:
             self._queue.forget(name)
             return None
         over = seen.finished_at is not None and all(pod.run.phase.terminal for pod in pods.values())
-        if over and seen.edited and seen.document is not None:
+        if over and seen.edited:
             return await self._notice_edit(seen.resource())
         if over or seen.document is None:
             self._failing.pop(name, None)

@@ -35,9 +35,7 @@ Argument = Annotated[str, Field(max_length=MAX_COMMAND, pattern=NO_NUL)]
 
 
 def _bounded(arguments: list[str]) -> list[str]:
-    """A list is no way around the bound of a string, and its first word is a program."""
-    if arguments and not arguments[0]:
-        raise PydanticCustomError("no_program", "must begin with a program, not with an empty string")
+    """A list is no way around the bound of a string."""
     if sum(map(len, arguments)) > MAX_COMMAND:
         raise PydanticCustomError("command_too_long", f"must have at most {MAX_COMMAND} characters in all")
     return arguments

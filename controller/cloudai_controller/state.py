@@ -62,7 +62,8 @@ class Heard:
     """A worker's last sign of life, in ms by this controller's clock, which alone says how long ago it was.
 
     `read`: when it was read, so no earlier than it was sent; leases count from here. `sent`: when it was sent, as far as the
-    clock of the API server that took it is right; wrong by no more than the time between two looks at the workers.
+    clock of the API server that took it is right; otherwise wrong by no more than a heartbeat and the time between two looks
+    at the workers.
     """
 
     read: int
@@ -199,7 +200,9 @@ class View:
         was_active = self.active(name, self._settled_at)
         alive = known is None or known.last_heartbeat != worker.last_heartbeat
         if alive:
-            self.heard[name] = Heard(read_at, min(max(worker.last_heartbeat, self.looked_at), read_at))
+            # It was not there at the look before; it may have come by then, and be stored up to a heartbeat later.
+            earliest = self.looked_at - self.terms.heartbeat
+            self.heard[name] = Heard(read_at, min(max(worker.last_heartbeat, earliest), read_at))
         self.workers[name] = worker
         if known is None or known.capacity != worker.capacity:
             room = Room.of(worker)

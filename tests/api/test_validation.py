@@ -43,7 +43,6 @@ WRONG_FIELDS: list[tuple[str, Any, str]] = [
     ("command", ["x"] * 1001, "must have at most 1000 items"),
     ("command", "a\0b", "must not contain NUL"),
     ("command", 5, "must be a string or a list of strings"),
-    ("command", [""], "must begin with a program, not with an empty string"),
     ("command", {"a": 1}, "must be a string or a list of strings"),
     ("timeout_seconds", 0, "must be greater than 0"),
     ("timeout_seconds", 1.5, "must be a whole number"),
@@ -186,9 +185,7 @@ async def test_a_list_may_be_as_long_as_a_string(api: httpx.AsyncClient) -> None
     assert (await api.get(f"/api/tasks/{task_id}")).json()["command"] == command
 
 
-@pytest.mark.parametrize(
-    ("command", "kept"), [("", None), ([], None), (["a", ""], ["a", ""]), (["a", "b c"], ["a", "b c"])]
-)
+@pytest.mark.parametrize(("command", "kept"), [("", None), ([], None), ([""], [""]), (["a", "b c"], ["a", "b c"])])
 async def test_an_empty_command_leaves_the_images_own(api: httpx.AsyncClient, command: Any, kept: Any) -> None:
     task_id = await submit(api, command=command)
     assert (await api.get(f"/api/tasks/{task_id}")).json()["command"] == kept

@@ -68,6 +68,7 @@ ROWS: dict[str, Row] = {
         "problem": "no engine",
         "cpu_usage": 12.5,
         "memory_usage": None,
+        "lease": 300_000,
     },
     "changes": {"revision": 1, "kind": "task", "key": "task-7", "event": "failed"},
     "counters": {"name": "revision", "value": 1},

@@ -19,12 +19,20 @@ from typing import Any, Literal
 import docker
 import psutil
 import requests
-from docker.errors import APIError, NotFound
+from docker.errors import APIError, NotFound, create_api_error_from_http_exception
 
 from cloudai.resources import Reason, Resources, Run
 from cloudai.settings import Settings
 from cloudai_agent import docker_images
-from cloudai_agent.docker_calls import CALL_SECONDS, answering, engine_words, going_away, shut, stream_payloads
+from cloudai_agent.docker_calls import (
+    CALL_SECONDS,
+    KeptAlive,
+    answering,
+    engine_words,
+    going_away,
+    shut,
+    stream_payloads,
+)
 from cloudai_agent.docker_config import CLUSTER, TASK, WORKER, Engine, container_config, container_of, start_refusal
 from cloudai_agent.runtime import Container, ContainerState, EngineDown, RunRefused, engine_says
 
@@ -33,6 +41,7 @@ log = logging.getLogger("cloudai.agent")
 PING_SECONDS = 10
 RECONNECT_SECONDS = 1.0
 LOOK_SECONDS = 0.05  # between looks at a container whose log broke off
+LOG_TRIES, LOG_TRY_SECONDS = 10, 1.0  # for the log of an ended container that the engine refuses to give
 REPLAY_SECONDS = 5  # events of so long before a connection are asked for again, so that none falls into the gap
 CONNECTIONS = 256  # one for each call under way and each log that is followed
 
@@ -76,6 +85,9 @@ class DockerRuntime:
                         version="auto", timeout=PING_SECONDS, max_pool_size=CONNECTIONS, num_pools=4, **arguments
                     )
                 client.timeout = CALL_SECONDS  # once it has said its version
+                if client.base_url.startswith(("http://", "https://")):
+                    client.get_adapter(client.base_url).close()
+                    client.mount(client.base_url, KeptAlive())
                 self._client = client
             return self._client
 
@@ -180,6 +192,9 @@ class DockerRuntime:
             except APIError as error:
                 if going_away(error):
                     raise
+                there = self.container(run_id)
+                if there is not None and there.state is not ContainerState.CREATED:
+                    return  # it did start, whatever went wrong afterwards
                 refusal = start_refusal(engine_words(error))
                 raise RunRefused(refusal.reason, refusal.message) from None
 
@@ -215,20 +230,30 @@ class DockerRuntime:
         identity = self._id(run_id)
         if identity is None:
             return
-        follow = True
+        follow, refusals = True, 0
         while not self._closed.is_set():
-            for piece in self._log_from(identity, offset, follow=follow):
-                offset += len(piece)
-                yield piece
-            if not follow:
+            refused = None
+            try:
+                for piece in self._log_from(identity, offset, follow=follow):
+                    offset += len(piece)
+                    yield piece
+            except APIError as error:
+                refused = engine_words(error)
+                refusals += 1
+            if not follow and not refused:
                 return
             container = self.container(run_id)
             if container is None:
                 return
             if container.state is ContainerState.RUNNING:  # the engine closes the log a moment before it tells the end
-                self._closed.wait(LOOK_SECONDS)
-            else:
-                follow = False  # a followed log may lack its last bytes (a race in the engine), so they are read now
+                self._closed.wait(LOG_TRY_SECONDS if refused else LOOK_SECONDS)
+                continue
+            follow = False  # a followed log may lack its last bytes (a race in the engine), so they are read now
+            if refused and refusals >= LOG_TRIES:
+                yield f"\n[cloudai: the engine does not give the rest of the log: {refused}]\n".encode()
+                return
+            if refused:
+                self._closed.wait(LOG_TRY_SECONDS)
         raise EngineDown("The connection to the Docker engine was closed")
 
     def _log_from(self, identity: str, offset: int, *, follow: bool) -> Iterator[bytes]:
@@ -240,7 +265,10 @@ class DockerRuntime:
             with contextlib.closing(response):
                 if response.status_code == requests.codes.not_found:
                     return
-                response.raise_for_status()
+                try:
+                    response.raise_for_status()
+                except requests.HTTPError as error:
+                    create_api_error_from_http_exception(error)
                 for piece in stream_payloads(response):
                     if offset < len(piece):
                         yield piece[offset:]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import requests
 import urllib3
@@ -13,7 +15,24 @@ from docker.errors import APIError, DockerException
 from cloudai_agent.runtime import EngineDown
 
 CALL_SECONDS = 60  # the longest that the engine may take over one call
+# Seconds after which a silent connection to an engine elsewhere is tried, then how often, and how often in vain: a stream
+# has no end in time, so nothing else tells that the engine's machine is gone.
+_SILENT, _BETWEEN, _IN_VAIN = 60, 10, 3
 FULL_FRAME = 16 * 1024  # bytes after which the engine cuts a line of a log into parts
+
+
+class KeptAlive(requests.adapters.HTTPAdapter):
+    """Connections whose other end may vanish without a word."""
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        kept = [
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _BETWEEN),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _IN_VAIN),
+        ]
+        options["socket_options"] = [*urllib3.connection.HTTPConnection.default_socket_options, *kept]
+        super().init_poolmanager(*arguments, **options)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ LONG_CALLS = 10_000  # pulls and stops at a time: more than there are runs, sinc
 LOOK_SECONDS = 30.0  # how often all containers are listed again: repairs what an event did not tell
 PING_SECONDS = 10.0  # how often the engine is asked whether it is there
 PROGRESS_SECONDS = 1.0  # between reports of how far a pull is
+LEASE_LOOK_SECONDS = 5.0  # while it runs: no timer goes on in a machine that is suspended, as the lease does
 RETRY_SECONDS = 1.0  # between questions to an engine that does not answer
 STOPPED = "its agent was stopped"
 PROCESS_NOTE = "Runs as a plain process of the worker: the image is ignored."
@@ -250,7 +251,7 @@ class Agent:
             times += [again - time.monotonic() for watched in idle if (again := watched.tell_again()) is not None]
         lease_ends = self._memory.lease.ends_at()
         if lease_ends is not None and not self._fenced:
-            times.append(lease_ends - clock())
+            times.append(min(lease_ends - clock(), LEASE_LOOK_SECONDS))
         return max(0.01, min(times)) if times else None
 
     def _step(self, run_id: str) -> None:

@@ -22,7 +22,7 @@ from cloudai.api.answers import envelope
 from cloudai.api.clients import Clients
 from cloudai.api.workers import now_ms
 from cloudai.errors import CloudAIError, Code
-from cloudai.resources import Run, Worker
+from cloudai.resources import NO_END, Run, Worker
 from cloudai.settings import Settings
 from cloudai.store.protocol import Heartbeat, Kind, NameTaken, Pruned, Store
 from cloudai.wire import (
@@ -270,7 +270,7 @@ def _name_taken(worker_id: str) -> Refused:
 
 
 def _worker(message: Register, settings: Settings) -> Worker:
-    now, lease = now_ms(), settings.lease_seconds
+    now, lease = now_ms(), settings.lease_seconds + settings.stop_grace_seconds
     return Worker(
         worker_id=message.worker_id,
         identity=message.identity,
@@ -281,7 +281,7 @@ def _worker(message: Register, settings: Settings) -> Worker:
         last_heartbeat=now,
         ready=message.ready,
         problem=message.problem,
-        lease=0 if lease == math.inf else round(lease * 1000),
+        lease=NO_END if lease == math.inf else round(lease * 1000),
     )
 
 

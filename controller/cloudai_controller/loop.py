@@ -27,7 +27,6 @@ from cloudai_controller.leader import RENEW_SECONDS, Leadership
 from cloudai_controller.plan import plan
 from cloudai_controller.state import Terms, View
 
-MARGIN_MS = 10_000  # on top of the stop grace, for an agent to see its lease run out and kill what does not stop
 GROUPS = 500  # in one commit
 LONGEST_BACKOFF = 5.0
 
@@ -216,8 +215,7 @@ class Controller:
 def terms(settings: Settings) -> Terms:
     """The rules of time, from the settings."""
     lease = round(settings.lease_seconds * 1000) if math.isfinite(settings.lease_seconds) else None
-    margin = round(settings.stop_grace_seconds * 1000) + MARGIN_MS
-    return Terms(settings.heartbeat_ms, lease, margin)
+    return Terms(settings.heartbeat_ms, lease, round(settings.stop_grace_seconds * 1000))
 
 
 def _put(view: View, stored: Sequence[Task | Run]) -> None:

@@ -21,6 +21,7 @@ from cloudai.resources import PLACED_STATUSES, Resources, Run, Task, TaskSpec, T
 from cloudai_controller.queues import AgeQueue
 from cloudai_controller.rooms import Room, Rooms
 
+MARGIN = 10_000  # ms on top of lease and grace, for an agent to see its lease run out and kill what does not stop
 _SHARED = 10_000  # how many different values are kept for sharing
 _NO_RUNS: Mapping[str, Run] = {}
 
@@ -31,7 +32,7 @@ class Terms:
 
     heartbeat: int
     lease: int | None
-    margin: int  # between the agent's own lease and the verdict here: it stops its containers in this time
+    grace: int  # that a container gets to stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +115,15 @@ class View:
         return worker is not None and worker.ready and now - self.heard[worker_id].sent <= 3 * self.terms.heartbeat
 
     def expires(self, worker_id: str) -> int | None:
-        """From when on the worker counts as lost, if it stays silent; None for never. Its agent goes by the lease that it was
-        promised, which may be another one than is set now.
+        """From when on the worker counts as lost, if it stays silent; None for never. Its agent goes by the lease and grace
+        that it was told when it joined, which may be others than are set now.
         """
         known, heard = self.workers.get(worker_id), self.heard.get(worker_id)
         promised = known.lease if known is not None else 0
         if self.terms.lease is None:
             return None
         silent_since = max(heard.read if heard else 0, self.observing_since)
-        return silent_since + max(self.terms.lease, promised) + self.terms.margin + 1
+        return silent_since + max(self.terms.lease + self.terms.grace, promised) + MARGIN + 1
 
     @property
     def settled(self) -> bool:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from cloudai.settings import Settings
 from cloudai_agent.docker import DockerRuntime
-from cloudai_agent.runtime import EngineDown
+from cloudai_agent.runtime import ContainerState, EngineDown
 from tests.agent.conftest import Bench, bench_of, eventually, found, started
 from tests.engines.dockerd import PrivateDocker
+from tests.engines.dockerproxy import START, DockerProxy
 from tests.engines.images import build_busybox
+
+ESTABLISHED, KEEP_ALIVE = "01", "02"  # what the kernel calls a state of a connection, and a kind of timer
 
 pytestmark = [
     pytest.mark.docker,
@@ -116,3 +121,59 @@ def test_an_engine_that_hangs_is_down(bench: Bench, own_engine: PrivateDocker, m
     finally:
         own_engine.go_on()
     runtime.ping()
+
+
+@pytest.fixture
+def proxy(own_engine: PrivateDocker) -> Iterator[DockerProxy]:
+    with DockerProxy(own_engine.host) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def tcp_proxy(own_engine: PrivateDocker) -> Iterator[DockerProxy]:
+    with DockerProxy(own_engine.host, tcp=True) as proxy:
+        yield proxy
+
+
+def test_a_start_that_the_engine_made_and_then_called_failed_has_happened(
+    proxy: DockerProxy, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", proxy.host)
+    runtime = bench.open()
+    run = bench.run("sleep 1000")
+    runtime.create(run)
+    with proxy.failing(START):
+        runtime.start(run.run_id)
+    assert found(runtime, run.run_id).state is ContainerState.RUNNING
+
+
+def test_a_log_that_the_engine_refuses_to_give_ends_with_its_words(
+    bench: Bench, own_engine: PrivateDocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloudai_agent.docker.LOG_TRY_SECONDS", 0.01)
+    runtime = bench.open()
+    run_id = started(runtime, bench.run("echo words"))
+    eventually("it has ended", lambda: found(runtime, run_id).state is ContainerState.EXITED)
+    for logs in own_engine.directory.glob("data/containers/*/local-logs"):
+        shutil.rmtree(logs)
+        logs.touch()
+    text = b"".join(runtime.read_log(run_id, 0)).decode()
+    assert text.startswith("\n[cloudai: the engine does not give the rest of the log: ")
+    assert "local-logs" in text
+
+
+def test_a_connection_to_an_engine_elsewhere_is_tried_while_it_is_silent(
+    tcp_proxy: DockerProxy, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", tcp_proxy.host)
+    runtime = bench.open()
+    pieces = runtime.read_log(started(runtime, bench.run("echo words; sleep 1000")), 0)
+    assert next(pieces) == b"words\n"
+    port = int(tcp_proxy.host.rpartition(":")[2])
+    timers = [
+        fields[5].partition(":")[0]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if int((fields := line.split())[2].partition(":")[2], 16) == port and fields[3] == ESTABLISHED
+    ]
+    assert timers
+    assert set(timers) == {KEEP_ALIVE}

@@ -17,7 +17,7 @@ from websockets.asyncio.client import ClientConnection
 
 from cloudai.api import agents
 from cloudai.errors import unavailable
-from cloudai.resources import RunPhase
+from cloudai.resources import NO_END, RunPhase
 from cloudai.settings import Settings
 from cloudai.store.sql import SqlStore, open_store
 from cloudai.wire import PATH, PROTOCOL, encode_log
@@ -147,6 +147,18 @@ async def test_a_store_that_fails_at_the_handshake_is_an_error_of_the_documented
     known = {503: "UNAVAILABLE", 500: "INTERNAL"}
     assert error["code"] == known[status]
     assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize(("lease", "known"), [(300.0, 310_000), (float("inf"), NO_END)])
+async def test_what_an_agent_is_told_of_lease_and_grace_is_known_of_its_worker(
+    settings: Settings, lease: float, known: int
+) -> None:
+    store = await open_store(settings.url)
+    await store.add_token(hashlib.sha256(TOKEN.encode()).digest(), "test")
+    told = settings.model_copy(update={"lease_seconds": lease, "stop_grace_seconds": 10.0})
+    async with serving(store, told) as facade, Endpoint(store, facade.port).joined():
+        assert (await store.get_workers())["worker-1"].lease == known
+    await store.close()
 
 
 async def test_a_name_is_its_first_machine_s_while_the_lease_holds(endpoint: Endpoint) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cloudai.resources import RunPhase, TaskStatus, Worker
+from cloudai.resources import NO_END, RunPhase, TaskStatus, Worker
 from cloudai.settings import Settings
 from cloudai.store.protocol import Change, FenceLost, Store
 from cloudai_controller import memory
@@ -106,11 +106,20 @@ async def test_a_worker_silent_for_the_lease_loses_its_task_to_another(
     assert [run.phase for run in await store.list_runs(task.task_id)] == [RunPhase.LOST, RunPhase.ASSIGNED]
 
 
-@pytest.mark.parametrize(("seconds", "status"), [(600, TaskStatus.PENDING), (640, TaskStatus.FAILED)])
+@pytest.mark.parametrize(
+    ("promised", "seconds", "status"),
+    [
+        (600_000, 610, TaskStatus.PENDING),
+        (600_000, 630, TaskStatus.FAILED),
+        (NO_END, 640, TaskStatus.PENDING),
+        (200_000, 320, TaskStatus.PENDING),
+        (200_000, 340, TaskStatus.FAILED),
+    ],
+)
 async def test_a_worker_is_given_up_by_the_lease_it_was_promised_where_that_is_the_longer(
-    store: Store, controller: Controller, clock: HandClock, seconds: int, status: TaskStatus
+    store: Store, controller: Controller, clock: HandClock, promised: int, seconds: int, status: TaskStatus
 ) -> None:
-    await join(store, clock, lease=600_000)
+    await join(store, clock, lease=promised)
     task = await store.create_task(wish(max_retries=0))
     await until_status(controller, store, task, TaskStatus.PENDING)
     for _ in range(seconds // 10):

@@ -24,10 +24,10 @@ from cloudai.resources import (
 )
 from cloudai_controller.actions import Action, group
 from cloudai_controller.plan import PLACEMENTS, plan
-from cloudai_controller.state import Heard, Terms, View
+from cloudai_controller.state import MARGIN, Heard, Terms, View
 
 LEASE = 300_000
-TERMS = Terms(heartbeat=10_000, lease=LEASE, margin=20_000)
+TERMS = Terms(heartbeat=10_000, lease=LEASE, grace=10_000)
 START = 1_000_000
 
 
@@ -205,7 +205,9 @@ class World:
             assert run.version == known.version + 1, "planned on an old version"
             _allowed(known.phase, run.phase, RUN_TRANSITIONS[known.phase])
             if run.phase is RunPhase.LOST:
-                assert self.silent(run.worker_id) > LEASE + TERMS.margin, "lost although its worker may still run it"
+                assert self.silent(run.worker_id) > LEASE + TERMS.grace + MARGIN, (
+                    "lost although its worker may still run it"
+                )
         else:
             assert not self.tasks[run.task_id].cancel_requested, "started although it was cancelled"
             assert self.workers[run.worker_id].ready

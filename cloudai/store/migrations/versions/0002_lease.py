@@ -1,4 +1,4 @@
-"""Workers keep the lease that they were promised. Of those that joined before, it is the one that the controller has."""
+"""Workers keep the lease and grace that they were told. Of those that joined before, they are the controller's."""
 
 from __future__ import annotations
 

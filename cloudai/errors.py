@@ -96,6 +96,10 @@ class CloudAIError(Exception):
         self.details = dict(details or {})
         self.retry_after = retry_after
 
+    def __str__(self) -> str:
+        """For logs: what is behind it, where there is something; the message speaks to clients of the API."""
+        return str(self.details.get("reason", self.message))
+
     @property
     def http_status(self) -> int:
         return HTTP_STATUS[self.code]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.cluster import cluster as clusters
@@ -23,6 +24,10 @@ from tests.engines.postgres import Postgres
 from tests.engines.registry import running_registry
 from tests.kube.kube import Kube, Place
 from tests.store.worlds import World, new_name, on_kubernetes, on_sql
+
+# How long an example takes says nothing of what it shows.
+settings.register_profile("cloudai", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cloudai")
 
 STORES = ("sqlite", "postgres", "kubernetes")
 

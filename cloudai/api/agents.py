@@ -85,7 +85,7 @@ class AgentHub:
             await _close(websocket, POLICY_VIOLATION, "not understood")
         except CloudAIError as error:
             # The agent connects again and says what it still has to say.
-            log.warning("an agent is sent away for now: %s", error.details.get("reason", error.message))
+            log.warning("an agent is sent away for now: %s", error)
             await _close(websocket, TRY_AGAIN, "the store does not answer")
 
     async def _checked_token(self, websocket: WebSocket) -> bytes:
@@ -221,7 +221,7 @@ class AgentHub:
                 for session in list(self._sessions.values()):
                     session.end("changes were missed")
             except CloudAIError as error:
-                log.warning("cannot follow the store, trying again: %s", error.details.get("reason", error.message))
+                log.warning("cannot follow the store, trying again: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception:
                 log.exception("a fault while following the store, trying again")
@@ -243,7 +243,7 @@ class AgentHub:
             await self._store.record_heartbeats([_stored(beat) for beat in beats])
         except CloudAIError as error:
             # Not acknowledged: the agents' leases run on, and their next heartbeats try again.
-            log.warning("heartbeats were not stored: %s", error.details.get("reason", error.message))
+            log.warning("heartbeats were not stored: %s", error)
             return
         except Exception:
             log.exception("heartbeats were not stored")

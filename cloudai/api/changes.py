@@ -39,7 +39,7 @@ class Changes:
             except Pruned:
                 since = None
             except CloudAIError as error:
-                logger.warning("cannot follow the store, trying again: %s", error.details.get("reason", error))
+                logger.warning("cannot follow the store, trying again: %s", error)
                 await asyncio.sleep(PAUSE)
             except Exception:
                 logger.exception("a fault while following the store, trying again")

@@ -50,7 +50,7 @@ class Health:
         except TimeoutError:
             return {"store": f"does not answer within {ANSWER:g} s", "controller": UNKNOWN}
         except CloudAIError as error:
-            return {"store": str(error.details.get("reason", error.message)), "controller": UNKNOWN}
+            return {"store": str(error), "controller": UNKNOWN}
         return {"store": "ok", "controller": problem or "ok"}
 
     async def metrics(self, _: Request) -> Response:

@@ -159,7 +159,7 @@ class Telemetry:
                         due = max(due + interval, loop.time())
                         self._publish([await self._update()])
                 except CloudAIError as error:
-                    logger.warning("no telemetry while the store does not answer: %s", error.details.get("reason"))
+                    logger.warning("no telemetry while the store does not answer: %s", error)
                     looked = loop.time()
                     due = looked + interval
                 except Exception:

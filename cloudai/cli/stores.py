@@ -70,7 +70,6 @@ def shown(url: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    reason = error.details.get("reason", error.message) if isinstance(error, CloudAIError) else str(error)
-    line = str(reason).strip().partition("\n")[0]
+    line = str(error).strip().partition("\n")[0]
     hint = " (is it a file in a directory that is there, and may this user write both?)" if NO_FILE in line else ""
     return line + hint

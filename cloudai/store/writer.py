@@ -134,7 +134,7 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the callers, and the thread goes on
             refusal = translated(error)
             if refusal is not None:
-                log.warning("the store cannot be written: %s", refusal.details.get("reason", refusal))
+                log.warning("the store cannot be written: %s", refusal)
                 self._engine.dispose()  # the next batch connects anew
                 return [refusal] * len(batch)
             if len(batch) == 1:

@@ -230,7 +230,7 @@ def _complain(error: Exception, failures: int) -> None:
     if not isinstance(error, CloudAIError):
         log.exception("a pass failed and is tried again", exc_info=error)
     elif failures == 1:
-        log.warning("the store does not answer, trying on: %s", error.details.get("reason", error.message))
+        log.warning("the store does not answer, trying on: %s", error)
 
 
 def _backoff(failures: int) -> float:

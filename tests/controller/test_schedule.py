@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudai.resources import GpuShare, Resources, RunPhase, TaskStatus
@@ -86,7 +86,6 @@ def test_a_full_cluster_is_not_searched_again_for_a_shape_that_is_known_to_wait(
     assert world.view.settled
 
 
-@settings(deadline=None)
 @given(
     capacities=st.lists(st.integers(0, 6), min_size=1, max_size=6),
     wishes=st.lists(st.integers(1, 7), max_size=30),
@@ -106,7 +105,6 @@ def test_passes_with_a_limit_place_the_same_as_one_without(
     assert fill(limit) == fill(1000)
 
 
-@settings(deadline=None)
 @given(wishes=st.lists(st.sampled_from([1, 2, 3, 5]), min_size=1, max_size=30), workers=st.integers(1, 4))
 def test_of_one_shape_none_overtakes_an_older_one(wishes: list[int], workers: int) -> None:
     world = world_with(*[Resources(6000, 99, 0, 0)] * workers)

@@ -225,3 +225,13 @@ def test_a_leader_that_ends_lets_another_one_lead_at_its_next_look() -> None:
         return now()
 
     assert run(takeover()) == LOOK
+
+
+def test_what_keeps_an_operator_from_leading_is_told_in_its_own_words(caplog: pytest.LogCaptureFixture) -> None:
+    async def try_once() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ONE_TRY + LOOK / 2):
+                await leader(Line(Server(), LOST), "one").acquire()
+
+    run(try_once())
+    assert "the lease cannot be renewed: no answer\n" in caplog.text

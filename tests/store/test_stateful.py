@@ -240,7 +240,5 @@ def check(machine: type[Machine], examples: int) -> None:
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
     run_state_machine_as_test(
         machine,
-        settings=settings(
-            max_examples=examples, stateful_step_count=25, deadline=None, suppress_health_check=slow, derandomize=True
-        ),
+        settings=settings(max_examples=examples, stateful_step_count=25, suppress_health_check=slow, derandomize=True),
     )

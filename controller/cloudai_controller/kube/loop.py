@@ -282,7 +282,7 @@ class Operator:
                 raise
             return await self._wait_for_pod(resource, decision, refused)
         except CloudAIError as error:
-            return await self._wait_for_pod(resource, decision, untaken(error.message))
+            return await self._wait_for_pod(resource, decision, untaken(str(error)))
         finally:
             self._making -= 1
         self._memory.put_pod(pod)

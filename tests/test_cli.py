@@ -43,6 +43,10 @@ def test_every_command_has_help(name: str) -> None:
 
 def test_join_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
     place = ("--data-dir", str(tmp_path))
+    new, known = (cloudai("token", "create", "c", *place).stderr for _ in range(2))
+    assert ("That store is new" in new, "That store is new" in known) == (True, False)
+    for token in json.loads(cloudai("token", "list", "--json", *place).output):
+        cloudai("token", "revoke", token["id"], *place)
     made = {name: json.loads(cloudai("token", "create", name, "--json", *place).output)["token"] for name in ("a", "b")}
     text = cloudai("token", "list", *place).output
     assert [line.split()[1] for line in text.splitlines()] == ["NAME", "a", "b"]

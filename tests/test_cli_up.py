@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -111,6 +112,21 @@ def test_wait_shows_the_logs_and_exits_as_the_task_did(up: Up) -> None:
     assert done.returncode == 7
     assert set(done.stdout.splitlines()) == {"out", "err"}
     assert "failed: ExitCode" in done.stderr
+
+
+def test_on_a_terminal_what_follows_a_log_has_a_line_of_its_own(up: Up) -> None:
+    ours, its = pty.openpty()
+    command = [*CLOUDAI, "submit", "--wait", "-i", "busybox", "--cpu", "0.1", "--", "printf words"]
+    subprocess.run(
+        command, env=SETTINGS | {"CLOUDAI_SERVER": up.url}, stdout=its, stderr=its, check=True, timeout=PATIENCE
+    )
+    os.close(its)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while data := os.read(ours, 4096):
+            shown += data
+    os.close(ours)
+    assert "words" in shown.decode().splitlines()
 
 
 def test_several_words_are_a_program_and_its_arguments(up: Up) -> None:

@@ -80,7 +80,9 @@ def _listen(port: int, app: Callable[..., Iterable[bytes]]) -> WSGIServer:
         return make_server("0.0.0.0", port, app, _Server, _Quiet)
     except OSError as error:
         server = make_server("0.0.0.0", 0, app, _Server, _Quiet)
-        log.warning("port %d of the health endpoint is taken (%s): using %d", port, error.strerror, server.server_port)
+        log.warning(
+            "port %d cannot be had for the health endpoint (%s): using %d", port, error.strerror, server.server_port
+        )
         return server
 
 

@@ -29,6 +29,7 @@ async def follow(session: Session, task_id: str) -> Task:
             shown += 1  # one after the other, though several may have ended since the last look
             if shown > 1:
                 click.echo(f"{task_id}: attempt {shown}", err=True)
+            data = b"\n"
             try:
                 async for data in session.client.log(task_id, shown, follow=True):
                     write(data)
@@ -36,6 +37,8 @@ async def follow(session: Session, task_id: str) -> Task:
                 if error.code is not Code.LOGS_REMOVED:
                     raise
                 click.echo(f"{task_id}: {error.message}", err=True)
+            if not data.endswith(b"\n") and sys.stdout.isatty():
+                click.echo(err=True)  # what is said next has a line of its own
         elif ended(task):
             return task
         before, task = task, await session.client.changed_task(task, patience)

@@ -37,7 +37,7 @@ def create(name: str, as_json: bool, **flags: Any) -> None:
     from cloudai.cli.stores import shown
 
     settings = settings_from(flags)
-    made = new_token()
+    made, is_new = new_token(), _is_missing(settings)
     _at_store(settings, lambda store: store.add_token(digest(made), name))
     if as_json:
         import json
@@ -46,6 +46,8 @@ def create(name: str, as_json: bool, **flags: Any) -> None:
         return
     click.echo(made)
     click.echo(f"Join token `{name}`, kept in {shown(settings.url)}; it is shown only now.", err=True)
+    if is_new:
+        click.echo("That store is new; an API that runs already has another one.", err=True)
 
 
 @token.command("list")
@@ -94,15 +96,21 @@ def _id(token: Token) -> str:
     return token.digest.hex()[:SHOWN]
 
 
+def _is_missing(settings: Settings) -> bool:
+    """Whether the store is a file that is not there."""
+    from cloudai.store.engine import sqlite_file
+
+    file = sqlite_file(settings.url)
+    with contextlib.suppress(PermissionError):  # which is told when it is opened
+        return file is not None and not file.exists()
+    return False
+
+
 def _at_known_store(settings: Settings, work: Callable[[Store], Awaitable[T]]) -> T:
     """Of a store that is not there yet, nobody has a token."""
     from cloudai.cli.stores import shown
-    from cloudai.store.engine import sqlite_file
 
-    file, missing = sqlite_file(settings.url), False
-    with contextlib.suppress(PermissionError):  # which is told when it is opened
-        missing = file is not None and not file.exists()
-    if missing:
+    if _is_missing(settings):
         raise StartRefused(
             f"there is no store {shown(settings.url)}; --data-dir or --database-url says where the API's is"
         )

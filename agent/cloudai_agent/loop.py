@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from cloudai.clock import now_ms
 from cloudai.resources import GIB, Resources
 from cloudai.settings import Settings
 from cloudai.wire import HeartbeatAck, HeartbeatMessage, LogAck, Register, Registered, Report, Runs
@@ -247,7 +248,7 @@ class Agent:
         times: list[float] = []
         if self._problem is None and self._known.wished:
             idle = [watched for watched in self._known.runs.values() if not watched.busy]
-            times += [(ends - _now()) / 1000 for watched in idle if (ends := watched.deadline()) is not None]
+            times += [(ends - now_ms()) / 1000 for watched in idle if (ends := watched.deadline()) is not None]
             times += [again - time.monotonic() for watched in idle if (again := watched.tell_again()) is not None]
         lease_ends = self._memory.lease.ends_at()
         if lease_ends is not None and not self._fenced:
@@ -263,7 +264,7 @@ class Agent:
             return
         if not self._known.wished and not self._memory.lease.over(clock()):
             return  # before the server has told its wish, nothing is known to be unwanted
-        view = watched.view(_now(), self._memory, self._note, fenced=self._memory.lease.over(clock()))
+        view = watched.view(now_ms(), self._memory, self._note, fenced=self._memory.lease.over(clock()))
         step = next_step(view)
         watched.telling = isinstance(step, Tell)
         if step is None:
@@ -356,7 +357,7 @@ class Agent:
         assert watched.container is not None
         if self._memory.lease.over(clock()):
             return
-        asked_at = _now()  # a start that is told too early by a moment never lies after the end
+        asked_at = now_ms()  # a start that is told too early by a moment never lies after the end
         await self._call(self._runtime.start, watched.run_id)
         metrics.STARTED.inc()
         # An event may have told its end already; then the look that follows knows better.
@@ -373,7 +374,7 @@ class Agent:
     def _order(self, run_id: str, cause: Cause) -> None:
         """Take down, before it is done, that and why a container is to end; the first cause stays."""
         if run_id not in self._memory.ordered:
-            self._memory.ordered[run_id] = Ordered(cause, _now())
+            self._memory.ordered[run_id] = Ordered(cause, now_ms())
             self._memory.save()
 
     async def _remove(self, watched: Watched) -> None:
@@ -503,7 +504,3 @@ def capacity(runtime: Runtime, settings: Settings, bound: bool) -> Resources:
         storage=storage,
         gpu=1000 * (gpus.count() if settings.gpu is None else settings.gpu),
     )
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from cloudai.api.workers import now_ms
+from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError, Code
 from cloudai.resources import Run
 from cloudai.store.protocol import Store

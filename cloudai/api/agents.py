@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from cloudai.api.agent_session import Beat, Session
 from cloudai.api.answers import envelope
 from cloudai.api.clients import Clients
-from cloudai.api.workers import now_ms
+from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError, Code
 from cloudai.resources import NO_END, Run, Worker
 from cloudai.settings import Settings

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from cloudai.api.explain import Waiting, explain, explain_inactive, explain_no_controller, explain_wish
 from cloudai.api.fresh import Fresh
 from cloudai.api.lead import Lead
-from cloudai.api.workers import now_ms
+from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError
 from cloudai.resources import Reason, Resources, Task, TaskStatus, Worker, WorkerState
 from cloudai.settings import Settings

@@ -11,7 +11,7 @@ from cloudai.api.crew import Crew
 from cloudai.api.fresh import Fresh
 from cloudai.api.lead import Lead
 from cloudai.api.routing import Request
-from cloudai.api.workers import now_ms
+from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError
 from cloudai.metrics import Metrics
 from cloudai.store.protocol import FacadeStore

@@ -20,7 +20,7 @@ from cloudai.api.answers import envelope
 from cloudai.api.changes import Changes
 from cloudai.api.convert import instant, maybe_instant
 from cloudai.api.places import Places
-from cloudai.api.workers import now_ms
+from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError
 from cloudai.metrics import Metrics
 from cloudai.resources import Task, TaskStatus, WorkerState

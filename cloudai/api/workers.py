@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 from starlette.responses import Response
 
@@ -11,15 +10,12 @@ from cloudai.api import validation, views
 from cloudai.api.answers import Json
 from cloudai.api.models import NoQuery
 from cloudai.api.routing import Request
+from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError, Code
 from cloudai.resources import WORKER_NAME
 from cloudai.store.protocol import FacadeStore
 
 _WORKER_ID = re.compile(WORKER_NAME)
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Workers:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from cloudai.clock import now_ms
+
 
 class Clock(Protocol):
     def now(self) -> int:
@@ -14,11 +16,6 @@ class Clock(Protocol):
     def elapsed(self) -> float:
         """Seconds on a clock that nobody sets."""
         ...
-
-
-def now_ms() -> int:
-    """Wall time in ms since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 class SystemClock:

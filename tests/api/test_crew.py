@@ -10,7 +10,7 @@ import pytest
 
 from cloudai.api.crew import Crew
 from cloudai.api.lead import Lead
-from cloudai.api.workers import now_ms
+from cloudai.clock import now_ms
 from cloudai.resources import GIB, NOTHING, Reason, Resources, Task, TaskSpec, TaskStatus, Worker, WorkerState
 from cloudai.settings import Settings
 from cloudai.store.protocol import FacadeStore

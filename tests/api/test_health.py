@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from cloudai.api import health, lead
-from cloudai.api.workers import now_ms
+from cloudai.clock import now_ms
 from cloudai.resources import GIB, Resources, Run, TaskSpec, TaskStatus, Worker
 from cloudai.settings import Settings
 from cloudai.store.protocol import Lease

@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
+from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError, Code, invalid, task_not_found, unavailable
 from cloudai.resources import Reason, Run, Task, TaskSpec, TaskStatus, WorkerState, run_id
 from cloudai.settings import Settings
@@ -136,7 +137,7 @@ class KubernetesStore:
     async def _create(self, name: str, spec: TaskSpec, token: str) -> Task | None:
         """None where another submit has taken the name."""
         resource = task_resource(name, self._namespace, spec)
-        resource["metadata"]["annotations"] = {SUBMIT: token, SUBMITTED: str(time.time_ns() // 1_000_000)}
+        resource["metadata"]["annotations"] = {SUBMIT: token, SUBMITTED: str(now_ms())}
         try:
             made = await self._api.create(self._tasks_path, resource)
         except ApiError as error:

@@ -9,11 +9,11 @@ import asyncio
 import hashlib
 import logging
 
+from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError
 from cloudai.resources import Task, TaskStatus
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.task_resource import Json, micros
-from cloudai_controller.clock import now_ms
 from cloudai_controller.kube.lease import NotLeading
 
 LONGEST = 1000  # characters of a note

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 
+from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError
 from cloudai.resources import PLACED_STATUSES, Reason, Run, Task, TaskStatus, run_id
 from cloudai.settings import Settings
@@ -29,7 +30,6 @@ from cloudai.store.kube.task_resource import (
     tasks_path,
 )
 from cloudai_controller import metrics
-from cloudai_controller.clock import now_ms
 from cloudai_controller.kube.archive import Archive
 from cloudai_controller.kube.decide import Decision, decide, vanished
 from cloudai_controller.kube.events import Events

@@ -6,12 +6,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
+from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError
 from cloudai.resources import Reason
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.pods import FINALIZER
 from cloudai.store.kube.task_resource import API_VERSION, KIND
-from cloudai_controller.clock import now_ms
 from cloudai_controller.kube.archive import Archive
 from cloudai_controller.kube.facts import Facts
 from cloudai_controller.kube.state import SeenPod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -14,22 +15,35 @@ from tests.kube.kube import ROOT
 NAME = "cloudai.test/cloudai"
 TAG = "test"
 BASE = "cloudai.test/debian:12"
+STAGE = "cloudai.test/build:kept"  # the Dockerfile's first stage: what the lock file names, installed
 PACKAGES = "python3,python3-venv,ca-certificates"
 NEEDLESS = ("var/cache/apt/*", "var/lib/apt/lists/*", "usr/share/doc/*", "usr/share/locale/*", "usr/share/man/*")
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def build(docker_host: str) -> bytes:
-    """The image as `docker save` gives it. What Debian has is fetched once and kept."""
-    with _debian().open("rb") as root:
-        _docker(docker_host, "import", "-", BASE, stdin=root)
-    build_as(docker_host, f"{NAME}:{TAG}", (ROOT / "Dockerfile").read_text())
+    """The image as `docker save` gives it. What Debian and the lock file name is fetched once and kept."""
+    dockerfile, debian = ROOT / "Dockerfile", _debian()
+    inputs = (dockerfile.read_bytes(), (ROOT / "requirements-image.lock").read_bytes(), debian.name.encode())
+    kept = cache() / f"image-{hashlib.sha256(b' '.join(inputs)).hexdigest()[:16]}.tar"
+    if kept.exists():
+        _docker(docker_host, "load", "-i", str(kept))
+    else:
+        with debian.open("rb") as root:
+            _docker(docker_host, "import", "-", BASE, stdin=root)
+        build_as(docker_host, STAGE, dockerfile.read_text(), "--target", "build")
+        fresh = kept.with_suffix(f".{os.getpid()}")
+        _docker(docker_host, "save", "-o", str(fresh), BASE, STAGE)
+        for older in kept.parent.glob("image-*.tar"):
+            older.unlink()
+        fresh.rename(kept)
+    build_as(docker_host, f"{NAME}:{TAG}", dockerfile.read_text(), "--cache-from", STAGE)
     return _docker(docker_host, "save", f"{NAME}:{TAG}")
 
 
-def build_as(docker_host: str, name: str, dockerfile: str) -> None:
+def build_as(docker_host: str, name: str, dockerfile: str, *flags: str) -> None:
     """An image of that text, on the base that `build` has made."""
-    command = ("build", "--network", "host", "--build-arg", f"BASE_IMAGE={BASE}", "-t", name, "-f", "-", ".")
+    command = ("build", "--network", "host", "--build-arg", f"BASE_IMAGE={BASE}", *flags, "-t", name, "-f", "-", ".")
     _docker(docker_host, *command, given=dockerfile.encode())
 
 

@@ -108,7 +108,7 @@ class Place:
     def apply(self, script: str | None = None, **spec: Any) -> str:
         """Make a Task of the busybox image; returns its name."""
         name = f"t{next(self._tasks)}"
-        wish: Json = {"image": SHELL, "userId": "ann", "resources": {"cpu": "20m", "memory": "32Mi"}}
+        wish: Json = {"image": SHELL, "userId": "ann", "resources": {"cpu": "100m", "memory": "32Mi"}}
         if script is not None:
             wish["script"] = script
         self.kubectl("create", "-f", "-", given=task(name, wish | spec))

@@ -24,7 +24,7 @@ from tests.engines import missing
 from tests.kube.access import account, review, rights, rules, until_allowed
 from tests.kube.kube import PATIENCE, Json, Kube, Place
 
-BODY = {"user_id": "ann", "docker_image": SHELL, "req_cpu": 0.02, "req_memory": 0.03125}
+BODY = {"user_id": "ann", "docker_image": SHELL, "req_cpu": 0.1, "req_memory": 0.03125}
 Grant = tuple[str, str, str]  # verb, API group, resource
 
 

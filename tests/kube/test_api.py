@@ -40,7 +40,7 @@ async def test_what_kubernetes_cannot_do_is_refused_by_field(facade: Facade) -> 
 async def test_tasks_applied_by_hand_are_tasks_like_any_other(facade: Facade, shared: Place) -> None:
     name = await asyncio.to_thread(shared.apply, "echo by hand", userId="ben")
     task = await facade.until(name, lambda task: task["status"] == "completed")
-    assert (task["user_id"], task["req_cpu"], task["command"]) == ("ben", 0.02, "echo by hand")
+    assert (task["user_id"], task["req_cpu"], task["command"]) == ("ben", 0.1, "echo by hand")
     assert (await facade.http.get("/api/tasks?user_id=ben")).json()["total"] == 1
     assert (await facade.http.get(f"/api/tasks/{name}/logs")).text == "by hand\n"
 

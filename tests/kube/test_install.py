@@ -27,7 +27,7 @@ from tests.kube.tilt import tiltfile
 
 CHART = ROOT / "charts" / "cloudai"
 RELEASE, NAMESPACE, TASKS = "cloudai", "cloudai-system", "cloudai-tasks"
-BODY = {"user_id": "me", "docker_image": SHELL, "req_cpu": 0.02, "req_memory": 0.03125}
+BODY = {"user_id": "me", "docker_image": SHELL, "req_cpu": 0.1, "req_memory": 0.03125}
 UNTIL_TOLD = "until [ -e /tmp/end ]; do sleep 0.2; done"
 OBEDIENT = "trap 'exit 0' TERM; while true; do sleep 0.2; done"
 

@@ -125,12 +125,12 @@ def test_a_task_that_takes_too_long_is_ended(shared: Place) -> None:
 
 
 def test_a_task_that_takes_too_much_memory_is_ended(shared: Place) -> None:
-    found = shared.until(shared.apply("head -c 200000000 /dev/zero | tail"), "Failed")
+    found = shared.until(shared.apply("head -c 200000000 /dev/zero | tail", resources={"cpu": "500m", "memory": "32Mi"}), "Failed")
     assert (found["status"]["reason"], found["status"]["exitCode"]) == ("OOMKilled", 137)
 
 
 def test_a_task_that_writes_too_much_is_ended(shared: Place) -> None:
-    limits = {"cpu": "20m", "memory": "32Mi", "storage": "1Mi"}
+    limits = {"cpu": "100m", "memory": "32Mi", "storage": "1Mi"}
     found = shared.until(shared.apply("head -c 9000000 /dev/zero > /big; sleep 1000", resources=limits), "Failed")
     assert found["status"]["reason"] == "StorageLimitExceeded"
 
@@ -240,7 +240,7 @@ def test_labels_that_somebody_takes_from_a_pod_are_put_back(shared: Place, label
 def test_another_task_of_the_same_name_has_nothing_of_the_one_before(shared: Place) -> None:
     name = shared.apply(STUBBORN)
     before = shared.until(name, "Running")["metadata"]["uid"]
-    spec = {"image": SHELL, "userId": "ann", "resources": {"cpu": "20m", "memory": "32Mi"}, "script": "echo new"}
+    spec = {"image": SHELL, "userId": "ann", "resources": {"cpu": "100m", "memory": "32Mi"}, "script": "echo new"}
     shared.kubectl("replace", "--force", "-f", "-", given=task(name, spec))
     found = shared.until(name, "Completed")
     assert found["metadata"]["uid"] != before
@@ -353,7 +353,7 @@ def test_it_reads_well_in_kubectl(shared: Place) -> None:
     wide = shared.kubectl("get", "ctask", name, "-o", "wide").splitlines()
     further = ["USER", "IMAGE", "CPU", "MEMORY", "GPU", "ATTEMPT", "MESSAGE"]
     assert wide[0].split() == [*plain[0].split(), *further]
-    assert wide[1].split()[6:10] == ["ann", SHELL, "20m", "32Mi"]
+    assert wide[1].split()[6:10] == ["ann", SHELL, "100m", "32Mi"]
     assert name in shared.kubectl("get", "cloudai")
     words = "The command ended with exit code 7"
     until_told(shared, name, words)

@@ -34,7 +34,7 @@ OBEDIENT = TaskSpec(
     user_id="ann",
     image=SHELL,
     command="mkfifo /end 2>/dev/null; read code < /end; exit $code",
-    resources=Resources(20, 32 * MIB, 0, 0),
+    resources=Resources(100, 32 * MIB, 0, 0),
 )
 STARTLESS = replace(OBEDIENT, image="registry.invalid/nothing:1")  # once placed it stays pending: its image never comes
 TOO_LARGE = replace(OBEDIENT, resources=Resources(100_000_000, 64 * MIB, 0, 0))  # stays queued

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 GIB = 1024**3
-NO_END = 2**53 - 1  # ms, longer than anything lasts; the largest whole number that every JSON reader keeps
 WORKER_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 
 
@@ -298,8 +297,8 @@ class Worker:
 
     `ready` is False while its container engine does not answer; `problem` then says why.
     `cpu_usage` and `memory_usage` are percentages of the machine, None until reported. `lease` is what its agent was promised
-    when it joined, in ms: for so long it may be unheard of and have containers, the grace of their stop included; NO_END
-    where it may for ever, 0 where that is not known.
+    when it joined, in ms: for so long it may be unheard of and have containers, the grace of their stop included; 0
+    where that has no end, or is not known.
     """
 
     worker_id: str

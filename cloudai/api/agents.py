@@ -22,7 +22,7 @@ from cloudai.api.answers import envelope
 from cloudai.api.clients import Clients
 from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError, Code
-from cloudai.resources import NO_END, Run, Worker
+from cloudai.resources import Run, Worker
 from cloudai.settings import Settings
 from cloudai.store.protocol import Heartbeat, Kind, NameTaken, Pruned, Store
 from cloudai.wire import (
@@ -56,6 +56,7 @@ class AgentHub:
         self._flush_seconds = min(1.0, settings.heartbeat_seconds / 2)
         self._sessions: dict[str, Session] = {}
         self._beats: list[Beat] = []
+        self._promised = _promised(settings)
 
     async def run(self) -> None:
         try:
@@ -240,7 +241,7 @@ class AgentHub:
         if not beats:
             return
         try:
-            await self._store.record_heartbeats([_stored(beat) for beat in beats])
+            await self._store.record_heartbeats([_stored(beat, self._promised) for beat in beats])
         except CloudAIError as error:
             # Not acknowledged: the agents' leases run on, and their next heartbeats try again.
             log.warning("heartbeats were not stored: %s", error)
@@ -270,7 +271,7 @@ def _name_taken(worker_id: str) -> Refused:
 
 
 def _worker(message: Register, settings: Settings) -> Worker:
-    now, lease = now_ms(), settings.lease_seconds + settings.stop_grace_seconds
+    now = now_ms()
     return Worker(
         worker_id=message.worker_id,
         identity=message.identity,
@@ -281,11 +282,18 @@ def _worker(message: Register, settings: Settings) -> Worker:
         last_heartbeat=now,
         ready=message.ready,
         problem=message.problem,
-        lease=NO_END if lease == math.inf else round(lease * 1000),
+        lease=_promised(settings),
     )
 
 
-def _stored(beat: Beat) -> Heartbeat:
+def _promised(settings: Settings) -> int:
+    """What a worker keeps of what its agent is told (ms)."""
+    promised = settings.lease_seconds + settings.stop_grace_seconds
+    return 0 if promised == math.inf else round(promised * 1000)
+
+
+def _stored(beat: Beat, lease: int) -> Heartbeat:
+    """`lease`: what agents that join here are told. Who says its last word may not have heard it."""
     message = beat.message
     return Heartbeat(
         worker_id=beat.session.worker_id,
@@ -295,6 +303,7 @@ def _stored(beat: Beat) -> Heartbeat:
         problem=message.problem,
         cpu_usage=message.cpu_usage,
         memory_usage=message.memory_usage,
+        lease=lease if message.ready else None,
     )
 
 

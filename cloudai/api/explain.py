@@ -68,7 +68,8 @@ def explain_inactive(task: Task, worker: Worker, now: int, heartbeat_ms: int, le
     if worker.heard(now, heartbeat_ms) or lease_seconds == float("inf"):  # only its engine is away, or nothing follows
         later = ""
     else:
-        later = f" If it stays away for longer than its lease of {lease_seconds:g} s, this attempt counts as lost."
+        seconds = max(lease_seconds, worker.lease / 1000)
+        later = f" If it stays away for longer than {seconds:g} s, this attempt counts as lost."
     return Waiting(Reason.WORKER_INACTIVE, f"Worker {worker.worker_id} {heard}{problem}. {here}{later}")
 
 

@@ -143,7 +143,9 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A sign of life, by the server's clock (`at`), with the worker's usage in percent."""
+    """A sign of life, by the server's clock (`at`), with the worker's usage in percent. `lease`: the promise that its agent is
+    known to go by now, as Worker has it; None leaves what is stored.
+    """
 
     worker_id: str
     identity: str
@@ -152,6 +154,7 @@ class Heartbeat:
     problem: str | None
     cpu_usage: float | None
     memory_usage: float | None
+    lease: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

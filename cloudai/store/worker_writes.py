@@ -16,11 +16,13 @@ from cloudai.store.tables import RUNS, WORKERS
 from cloudai.store.transaction import Transaction
 
 _WORKER_COLUMNS = [column.name for column in WORKERS.columns]
-_KEPT = {"worker_id", "registered_at"}
+_KEPT = {"worker_id", "registered_at", "lease"}
 UPSERT_WORKER = (
     f"INSERT INTO workers ({', '.join(_WORKER_COLUMNS)}) VALUES ({', '.join('?' * len(_WORKER_COLUMNS))})"
     " ON CONFLICT (worker_id) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in _WORKER_COLUMNS if name not in _KEPT)
+    # Until the agent is known to have heard of a shorter one.
+    + ", lease = CASE WHEN workers.lease > excluded.lease THEN workers.lease ELSE excluded.lease END"
     + " WHERE workers.identity IN (excluded.identity, ?)"
 )
 
@@ -41,7 +43,7 @@ class Registration:
 
 
 def register(transaction: Transaction, registrations: Sequence[Registration]) -> list[Worker | Exception]:
-    """Insert or replace workers; a known one keeps its `registered_at`."""
+    """Insert or replace workers; a known one keeps its `registered_at`, and its lease where that is the longer."""
     outcomes: list[Worker | Exception] = []
     for each in registrations:
         worker = each.worker
@@ -51,8 +53,8 @@ def register(transaction: Transaction, registrations: Sequence[Registration]) ->
             outcomes.append(NameTaken(worker.worker_id))
             continue
         transaction.change(Kind.WORKER, worker.worker_id, "registered")
-        row = transaction.one("SELECT registered_at FROM workers WHERE worker_id = ?", (worker.worker_id,))
-        outcomes.append(replace(worker, registered_at=row[0]))
+        row = transaction.one("SELECT registered_at, lease FROM workers WHERE worker_id = ?", (worker.worker_id,))
+        outcomes.append(replace(worker, registered_at=row[0], lease=row[1]))
     return outcomes
 
 
@@ -67,10 +69,13 @@ def heartbeats(transaction: Transaction, batches: Sequence[Sequence[Heartbeat]])
             )
         }
         transaction.many(
-            "UPDATE workers SET last_heartbeat = ?, ready = ?, problem = ?, cpu_usage = ?, memory_usage = ?"
-            " WHERE worker_id = ? AND identity = ?",
+            "UPDATE workers SET last_heartbeat = ?, ready = ?, problem = ?, cpu_usage = ?, memory_usage = ?,"
+            " lease = COALESCE(?, lease) WHERE worker_id = ? AND identity = ?",
             [
-                (beat.at, beat.ready, beat.problem, beat.cpu_usage, beat.memory_usage, beat.worker_id, beat.identity)
+                (
+                    *(beat.at, beat.ready, beat.problem, beat.cpu_usage, beat.memory_usage, beat.lease),
+                    *(beat.worker_id, beat.identity),
+                )
                 for beat in beats
             ],
         )

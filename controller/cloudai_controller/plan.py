@@ -54,9 +54,8 @@ def _lost(view: View, now: int) -> tuple[list[LoseRun], int | None]:
 
 
 def _lose(view: View, worker_id: str, now: int) -> Iterator[LoseRun]:
-    lease = (view.terms.lease or 0) / 1000
     message = (
-        f"Worker {worker_id} sent no heartbeat for longer than its lease of {lease:g} s; "
+        f"Worker {worker_id} sent no heartbeat for longer than its lease; "
         "check that the machine is up and reaches the server."
     )
     runs = view.runs_on(worker_id)

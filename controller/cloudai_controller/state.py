@@ -213,6 +213,8 @@ class View:
             self.gained.add(name)
         elif worker.ready and not was_active and (alive or not known.ready):
             self.gained.add(name)
+        if name in self._held and known is not None and known.lease != worker.lease:
+            self._expect(name)
 
     def drop_worker(self, worker_id: str) -> None:
         """The worker is not stored any more."""
@@ -274,7 +276,11 @@ class View:
         room = self.rooms.get(run.worker_id)
         if room is not None:
             self.rooms.put(room.less(run.resources, run.gpus))
-        expiry = self.expires(run.worker_id)
+        self._expect(run.worker_id)
+
+    def _expect(self, worker_id: str) -> None:
+        """See that a pass looks at the worker when it would count as lost."""
+        expiry = self.expires(worker_id)
         if expiry is not None and (self.expiry is None or expiry < self.expiry):
             self.expiry = expiry
 

@@ -17,7 +17,7 @@ from websockets.asyncio.client import ClientConnection
 
 from cloudai.api import agents
 from cloudai.errors import unavailable
-from cloudai.resources import NO_END, RunPhase
+from cloudai.resources import RunPhase
 from cloudai.settings import Settings
 from cloudai.store.sql import SqlStore, open_store
 from cloudai.wire import PATH, PROTOCOL, encode_log
@@ -149,7 +149,7 @@ async def test_a_store_that_fails_at_the_handshake_is_an_error_of_the_documented
     assert "secret" not in str(error)
 
 
-@pytest.mark.parametrize(("lease", "known"), [(300.0, 310_000), (float("inf"), NO_END)])
+@pytest.mark.parametrize(("lease", "known"), [(300.0, 310_000), (float("inf"), 0)])
 async def test_what_an_agent_is_told_of_lease_and_grace_is_known_of_its_worker(
     settings: Settings, lease: float, known: int
 ) -> None:

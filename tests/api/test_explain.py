@@ -62,7 +62,7 @@ def test_workers_that_do_not_answer_do_not_count(fields: dict[str, Any], words: 
         (
             TaskStatus.PENDING,
             300.0,
-            "If it stays away for longer than its lease of 300 s, this attempt counts as lost.",
+            "If it stays away for longer than 310 s, this attempt counts as lost.",
         ),
     ],
 )
@@ -71,7 +71,7 @@ def test_of_a_task_whose_worker_is_not_active_it_says_what_is_uncertain(
 ) -> None:
     spec = TaskSpec(user_id="ann", image="busybox", command=None, resources=Resources(1000, GIB, 0, 0))
     task = Task(task_id="task-1", spec=spec, status=status, created_at=0, attempt=1, worker_id="worker-1")
-    silent = state(last_heartbeat=0).worker
+    silent = state(last_heartbeat=0, lease=310_000).worker
     told = explain_inactive(task, silent, NOW, HEARTBEAT, lease)
     assert told.reason is Reason.WORKER_INACTIVE
     assert told.message.startswith("Worker worker-1 was last heard of 1000 s ago. ")

@@ -80,8 +80,8 @@ async def join(store: Store, clock: HandClock, name: str = "worker-1", cores: in
     )
 
 
-async def beat(store: Store, clock: HandClock, name: str = "worker-1") -> None:
-    await store.record_heartbeats([Heartbeat(name, "identity-1", clock.now(), True, None, None, None)])
+async def beat(store: Store, clock: HandClock, name: str = "worker-1", lease: int | None = None) -> None:
+    await store.record_heartbeats([Heartbeat(name, "identity-1", clock.now(), True, None, None, None, lease)])
 
 
 async def report(store: Store, task: Task, *phases: RunPhase, attempt: int = 1, worker_id: str = "worker-1") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cloudai.resources import NO_END, RunPhase, TaskStatus, Worker
+from cloudai.resources import RunPhase, TaskStatus, Worker
 from cloudai.settings import Settings
 from cloudai.store.protocol import Change, FenceLost, Store
 from cloudai_controller import memory
@@ -111,7 +111,6 @@ async def test_a_worker_silent_for_the_lease_loses_its_task_to_another(
     [
         (600_000, 610, TaskStatus.PENDING),
         (600_000, 630, TaskStatus.FAILED),
-        (NO_END, 640, TaskStatus.PENDING),
         (200_000, 320, TaskStatus.PENDING),
         (200_000, 340, TaskStatus.FAILED),
     ],
@@ -126,6 +125,22 @@ async def test_a_worker_is_given_up_by_the_lease_it_was_promised_where_that_is_t
         clock.forward(10)
         await controller.step()
     assert (await store.get_task(task.task_id)).status is status
+
+
+async def test_a_worker_that_comes_back_with_a_shorter_lease_and_dies_is_given_up_by_that(
+    store: Store, controller: Controller, clock: HandClock
+) -> None:
+    await join(store, clock, lease=3_600_000)
+    task = await store.create_task(wish(max_retries=0))
+    await until_status(controller, store, task, TaskStatus.PENDING)
+    await controller.step()
+    await join(store, clock, lease=310_000)
+    await beat(store, clock, lease=310_000)
+    await controller.step()
+    for _ in range(34):
+        clock.forward(10)
+        await controller.step()
+    assert (await store.get_task(task.task_id)).status is TaskStatus.FAILED
 
 
 @pytest.mark.parametrize("ahead", [-3600, -325, -31, 31, 3600])

@@ -125,7 +125,9 @@ def test_a_task_that_takes_too_long_is_ended(shared: Place) -> None:
 
 
 def test_a_task_that_takes_too_much_memory_is_ended(shared: Place) -> None:
-    found = shared.until(shared.apply("head -c 200000000 /dev/zero | tail", resources={"cpu": "500m", "memory": "32Mi"}), "Failed")
+    found = shared.until(
+        shared.apply("head -c 200000000 /dev/zero | tail", resources={"cpu": "500m", "memory": "32Mi"}), "Failed"
+    )
     assert (found["status"]["reason"], found["status"]["exitCode"]) == ("OOMKilled", 137)
 
 

@@ -22,6 +22,19 @@ async def test_a_worker_that_registers_again_keeps_the_time_of_its_first(store: 
     assert await store.get_workers() == {"worker-1": replace(again, registered_at=1000)}
 
 
+async def test_a_shorter_lease_counts_once_its_agent_is_known_to_have_heard_of_it(store: Store) -> None:
+    async def lease() -> int:
+        return (await store.get_workers())["worker-1"].lease
+
+    await store.register_worker(replace(WORKER, lease=600_000))
+    assert (await store.register_worker(replace(WORKER, lease=70_000))).lease == await lease() == 600_000
+    await store.record_heartbeats([BEAT])
+    assert await lease() == 600_000
+    await store.record_heartbeats([replace(BEAT, lease=70_000)])
+    assert await lease() == 70_000
+    assert (await store.register_worker(replace(WORKER, lease=600_000))).lease == await lease() == 600_000
+
+
 async def test_a_heartbeat_is_kept_and_only_readiness_is_a_change(store: Store) -> None:
     await store.register_worker(WORKER)
     before = (await store.snapshot()).revision

@@ -18,10 +18,18 @@ from cloudai.documents import body_of, task_of, worker_of
 from cloudai.errors import task_not_found
 from cloudai.resources import Task, TaskSpec, TaskStatus, WorkerState
 from cloudai.store.protocol import Idempotency, LogSlice, TaskPage, TaskQuery
-from cloudai.transport import Transport
+from cloudai.transport import Transport, not_cloudai
 
-Document = dict[str, Any]
 WAIT_SECONDS = 30  # how long one request for a change may be held back
+
+
+class Document(dict[str, Any]):
+    """A JSON object of the API. What a foreign server answered lacks what is looked for, and then says so."""
+
+    server = ""
+
+    def __missing__(self, key: str) -> Any:
+        raise not_cloudai(self.server)
 
 
 class Client(Transport):
@@ -33,10 +41,18 @@ class Client(Transport):
     # -- documents, as the API gives them
 
     async def get(self, path: str, query: Mapping[str, Any] | None = None) -> Document:
-        return dict((await self.request("GET", path, query=query)).json())
+        return self._document(await self.request("GET", path, query=query))
 
     async def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Document:
-        return dict((await self.request("POST", path, body=body, headers=headers)).json())
+        return self._document(await self.request("POST", path, body=body, headers=headers))
+
+    def _document(self, answer: httpx.Response) -> Document:
+        try:
+            document = Document(answer.json())
+        except (ValueError, TypeError):
+            raise not_cloudai(self.server) from None
+        document.server = self.server
+        return document
 
     async def task(self, task_id: str) -> Document:
         return await self.get(task_path(task_id))
@@ -55,6 +71,8 @@ class Client(Transport):
             query = log_query(attempt, offset) | ({"follow": "true"} if follow else {})
             try:
                 async with self.stream(f"{task_path(task_id)}/logs", query) as answer:
+                    if "X-Log-End" not in answer.headers:
+                        raise not_cloudai(self.server)
                     async for data in answer.aiter_raw():
                         offset += len(data)
                         yield data

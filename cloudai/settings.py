@@ -8,7 +8,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import quote
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -238,20 +238,27 @@ def load(flags: Mapping[str, Any] | None = None) -> Settings:
     """
     refuse_unknown(os.environ)
     given = {name: value for name, value in (flags or {}).items() if value is not None}
+    for name, value in given.items():
+        kind = Settings.model_fields[name].annotation
+        if value == "" and Path in (kind, *get_args(kind)):  # it would mean the current directory
+            raise SettingsError(f"{flag(name)} must not be empty")
     try:
         settings = Settings(**given)
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(wrong, given) for wrong in error.errors())) from None
+    if str(settings.data_dir) != str(settings.data_dir).encode(errors="replace").decode():
+        raise SettingsError(f"{_place('data_dir', given)} must be a path in UTF-8")
     if settings.lease_seconds < 3 * settings.heartbeat_seconds:
-        place = flag("lease_seconds") if "lease_seconds" in given else variable("lease_seconds")
         least = f"{3 * settings.heartbeat_seconds:g}, three times {variable('heartbeat_seconds')}"
-        raise SettingsError(f"{place} must be at least {least}, or workers that are well lose their tasks")
+        raise SettingsError(
+            f"{_place('lease_seconds', given)} must be at least {least}, or workers that are well lose their tasks"
+        )
     return settings
 
 
 def _sentence(wrong: ErrorDetails, flags: Mapping[str, Any]) -> str:
     name = str(wrong["loc"][0])
-    place = flag(name) if name in flags else variable(name)
+    place = _place(name, flags)
     form = _extra(name).get("form")
     if wrong["type"] == "string_pattern_mismatch" and form:
         return f"{place} must be {form}, not {wrong['input']!r}"
@@ -259,6 +266,11 @@ def _sentence(wrong: ErrorDetails, flags: Mapping[str, Any]) -> str:
     if words != wrong["msg"]:
         return f"{place} must be {words}, not {wrong['input']!r}"
     return f"{place}: {wrong['msg']}, not {wrong['input']!r}"
+
+
+def _place(name: str, flags: Mapping[str, Any]) -> str:
+    """Where a setting was given."""
+    return flag(name) if name in flags else variable(name)
 
 
 def refuse_unknown(environ: Mapping[str, str]) -> None:

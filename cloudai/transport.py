@@ -127,6 +127,11 @@ def _reason(error: httpx.TransportError) -> str:
     return str(error).strip() or type(error).__name__
 
 
+def not_cloudai(server: str) -> CloudAIError:
+    """For an answer that only another program, such as a portal on the way, can have given."""
+    return CloudAIError(Code.INTERNAL, f"What answers at {server} is no CloudAI API; check --server")
+
+
 async def _error_of(answer: httpx.Response) -> CloudAIError:
     """What a refusal says; one that is not ours (a proxy's) is told by its status."""
     await answer.aread()

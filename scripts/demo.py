@@ -121,7 +121,8 @@ def running(directory: Path, runtime: str) -> Iterator[str]:
         assert process.stdout
         url = None
         for line in process.stdout:
-            click.echo("  " + line, nl=False)
+            if not line.startswith(("  First ", "  Try ", "   ")):  # what to type, for somebody whose server stays
+                click.echo("  " + line, nl=False)
             if found := re.search(r"API +(http://\S+)", line):
                 url = found[1]
             if "Ctrl-C" in line:

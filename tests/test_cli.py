@@ -8,6 +8,8 @@ import socketserver
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import click
@@ -115,6 +117,59 @@ def test_a_server_that_is_not_there_is_told_by_its_url_and_exit_status_3(command
     assert result.exit_code == 3
     assert NOWHERE in result.output
     assert "cloudai up" in result.output
+
+
+@pytest.fixture(params=[b"<html>", b'{"hello": 1}', b"[1]"])
+def foreign(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server of something else, such as a portal that wants a login first."""
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(request.param)))
+            self.end_headers()
+            self.wfile.write(request.param)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("command", ["ps", "get t", "cancel t", "wait t", "logs t", "workers", "status"])
+def test_what_is_no_cloudai_is_told(foreign: str, command: str) -> None:
+    result = cloudai(*command.split(), "--server", foreign)
+    assert (result.exit_code, result.output) == (1, f"What answers at {foreign} is no CloudAI API; check --server\n")
+
+
+def test_ctrl_c_while_a_command_is_loaded_has_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cloudai.cli.importlib.import_module", interrupted)
+    assert cloudai("ps").exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("up", "--data-dir", ""), "--data-dir must not be empty"),
+        (("up", "--data-dir", "d\udcff"), "--data-dir must be a path in UTF-8"),
+        (("token", "create", "a\udcff"), "NAME must be UTF-8 text that is not empty"),
+        (("token", "create", ""), "NAME must be UTF-8 text that is not empty"),
+    ],
+)
+def test_a_name_that_can_be_none_is_wrong_usage(arguments: tuple[str, ...], words: str) -> None:
+    result = cloudai(*arguments)
+    assert (result.exit_code, words in result.output) == (2, True)
 
 
 def test_the_server_comes_from_the_environment() -> None:

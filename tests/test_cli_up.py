@@ -129,6 +129,12 @@ def test_on_a_terminal_what_follows_a_log_has_a_line_of_its_own(up: Up) -> None:
     assert "words" in shown.decode().splitlines()
 
 
+def test_a_closed_standard_output_takes_no_status_away(up: Up) -> None:
+    line = f"{sys.executable} -m cloudai submit --wait -i busybox --cpu 0.1 -- 'echo words; exit 7' >&-"
+    done = subprocess.run(line, shell=True, env=SETTINGS | {"CLOUDAI_SERVER": up.url}, check=False, timeout=PATIENCE)
+    assert done.returncode == 7
+
+
 def test_several_words_are_a_program_and_its_arguments(up: Up) -> None:
     done = up.cloudai("submit", "--wait", "-i", "busybox", "--cpu", "0.1", "--", "echo", "$HOME", "a  b")
     assert done.returncode == 0

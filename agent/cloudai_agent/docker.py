@@ -87,7 +87,7 @@ class DockerRuntime:
                 client.timeout = CALL_SECONDS  # once it has said its version
                 if client.base_url.startswith(("http://", "https://")):
                     client.get_adapter(client.base_url).close()
-                    client.mount(client.base_url, KeptAlive())
+                    client.mount(client.base_url, KeptAlive(pool_maxsize=CONNECTIONS))
                 self._client = client
             return self._client
 
@@ -214,7 +214,7 @@ class DockerRuntime:
             except NotFound:
                 pass
             except APIError as error:
-                if "removal" not in engine_words(error):  # by somebody else, and in progress
+                if "is already in progress" not in engine_words(error):  # by somebody else
                     raise
         self._ids.pop(run_id, None)
         self._fresh.discard(run_id)
@@ -239,7 +239,6 @@ class DockerRuntime:
                     yield piece
             except APIError as error:
                 refused = engine_words(error)
-                refusals += 1
             if not follow and not refused:
                 return
             container = self.container(run_id)
@@ -248,12 +247,13 @@ class DockerRuntime:
             if container.state is ContainerState.RUNNING:  # the engine closes the log a moment before it tells the end
                 self._closed.wait(LOG_TRY_SECONDS if refused else LOOK_SECONDS)
                 continue
-            follow = False  # a followed log may lack its last bytes (a race in the engine), so they are read now
-            if refused and refusals >= LOG_TRIES:
-                yield f"\n[cloudai: the engine does not give the rest of the log: {refused}]\n".encode()
-                return
-            if refused:
+            if refused and not follow:
+                refusals += 1
+                if refusals == LOG_TRIES:
+                    yield f"\n[cloudai: the engine does not give the rest of the log: {refused}]\n".encode()
+                    return
                 self._closed.wait(LOG_TRY_SECONDS)
+            follow = False  # a followed log may lack its last bytes (a race in the engine), so they are read now
         raise EngineDown("The connection to the Docker engine was closed")
 
     def _log_from(self, identity: str, offset: int, *, follow: bool) -> Iterator[bytes]:

@@ -37,7 +37,7 @@ async def follow(session: Session, task_id: str) -> Task:
                 if error.code is not Code.LOGS_REMOVED:
                     raise
                 click.echo(f"{task_id}: {error.message}", err=True)
-            if not data.endswith(b"\n") and sys.stdout.isatty():
+            if not data.endswith(b"\n") and sys.stdout is not None and sys.stdout.isatty():
                 click.echo(err=True)  # what is said next has a line of its own
         elif ended(task):
             return task
@@ -49,6 +49,8 @@ async def follow(session: Session, task_id: str) -> Task:
 
 
 def write(data: bytes) -> None:
+    if sys.stdout is None:  # it was closed before the start
+        return
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 

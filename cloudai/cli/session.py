@@ -15,6 +15,7 @@ from typing import Any
 import click
 import httpx
 
+from cloudai.cli import INTERRUPTED
 from cloudai.client import Client
 from cloudai.errors import CloudAIError
 from cloudai.transport import Unreachable
@@ -23,7 +24,6 @@ REFUSED = 1
 UNREACHABLE = 3
 NO_COMMAND = 127  # a shell's own word for a program that is not there
 OWN_FAILURE = 125  # the task ended without an exit status of its own
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,5 +71,7 @@ def shown(url: str) -> str:
 
 def _first_line(error: Exception) -> str:
     line = str(error).strip().partition("\n")[0]
+    if "disk I/O error" in line:
+        return f"{line} (is the disk full?)"
     hint = " (is it a file in a directory that is there, and may this user write both?)" if NO_FILE in line else ""
     return line + hint

@@ -80,7 +80,11 @@ async def submit(
         raise
     task_id = answer["task_id"]
     if not wait:
-        session.show(answer, task_id)
+        try:
+            session.show(answer, task_id)
+        except OSError:
+            click.echo(f"{task_id} submitted", err=True)
+            raise
         return 0
     click.echo(f"{task_id} submitted", err=True)
     try:

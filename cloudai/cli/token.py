@@ -36,6 +36,8 @@ def create(name: str, as_json: bool, **flags: Any) -> None:
     """
     from cloudai.cli.stores import shown
 
+    if not name.strip() or name != name.encode(errors="replace").decode():
+        raise click.UsageError("NAME must be UTF-8 text that is not empty")
     settings = settings_from(flags)
     made, is_new = new_token(), _is_missing(settings)
     _at_store(settings, lambda store: store.add_token(digest(made), name))

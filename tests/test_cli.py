@@ -163,8 +163,10 @@ def test_ctrl_c_while_a_command_is_loaded_has_its_status(monkeypatch: pytest.Mon
     [
         (("up", "--data-dir", ""), "--data-dir must not be empty"),
         (("up", "--data-dir", "d\udcff"), "--data-dir must be a path in UTF-8"),
-        (("token", "create", "a\udcff"), "NAME must be UTF-8 text that is not empty"),
-        (("token", "create", ""), "NAME must be UTF-8 text that is not empty"),
+        (("token", "create", "a\udcff"), "NAME must be a line of at most 63 characters"),
+        (("token", "create", "a\nb"), "NAME must be a line of at most 63 characters"),
+        (("token", "create", ""), "NAME must be a line of at most 63 characters"),
+        (("submit", "-i", "x", "--", ""), "COMMAND must not be empty"),
     ],
 )
 def test_a_name_that_can_be_none_is_wrong_usage(arguments: tuple[str, ...], words: str) -> None:

@@ -150,6 +150,8 @@ class DockerRuntime:
     # -- what is done
 
     def create(self, run: Run) -> None:
+        if isinstance(run.command, tuple) and not run.command[0]:  # the engine would speak of none
+            raise RunRefused(Reason.COMMAND_NOT_FOUND, "An empty string is no program; give the task a command.")
         with answering():
             if self._engine is None:
                 self._engine = Engine.of(self._api.info())

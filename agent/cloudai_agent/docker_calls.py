@@ -54,10 +54,18 @@ def engine_words(error: APIError) -> str:
 
 
 def going_away(error: APIError) -> bool:
-    """Whether it says nothing of the one call, but that the engine, or containerd behind it, stops."""
+    """Whether it says nothing of the one call, but that the engine, or containerd behind it, stops or hangs."""
     words = engine_words(error)
     return error.is_server_error() and any(
-        sign in words for sign in ("containerd.sock", "shutting down", "transport is closing", "ttrpc: closed")
+        sign in words
+        for sign in (
+            "containerd.sock",
+            "shutting down",
+            "transport is closing",
+            "ttrpc: closed",
+            "context deadline exceeded",
+            "context canceled",
+        )
     )
 
 

@@ -52,6 +52,9 @@ _STATES = {
     "exited": ContainerState.EXITED,
     "dead": ContainerState.EXITED,
 }
+# What an engine says that hung before it had anything to start, and of what one that was killed left behind.
+_NEVER_MADE = re.compile(r"failed to create (shim )?task: .*context (deadline exceeded|canceled)")
+_LEFT_BEHIND = re.compile(r"^task [0-9a-f]+: already exists")
 _NO_COMMAND = re.compile(r"executable file not found|no such file or directory", re.IGNORECASE)
 
 
@@ -126,6 +129,12 @@ def start_refusal(words: str) -> Refusal:
     if _NO_COMMAND.search(words):
         text = f"The image has no such command ({words}); check its spelling and what the image holds."
         return Refusal(Reason.COMMAND_NOT_FOUND, text)
+    if _NEVER_MADE.search(words):
+        text = f"The engine broke off before it could start the container ({words}); nothing of it has run."
+        return Refusal(Reason.WORKER_LOST, text)
+    if _LEFT_BEHIND.search(words):
+        text = f"The engine was killed while it started the container ({words}); it may have run, so submit the task again."
+        return Refusal(Reason.START_FAILED, text)
     if "device driver" in words:
         text = f"This worker's engine passes no GPUs on ({words}); install the NVIDIA Container Toolkit there."
         return Refusal(Reason.START_FAILED, text)

@@ -18,6 +18,7 @@ from cloudai_agent.runtime import EngineDown, Runtime
 log = logging.getLogger("cloudai.agent")
 
 WINDOW = 1024 * 1024
+PIECE = WINDOW // 4  # the most that waits for the event loop to take it
 FLUSH_SECONDS = 0.05  # how long small pieces wait for company
 RESUME_SECONDS = 1.0  # until a log whose reading broke off is read on
 
@@ -55,7 +56,9 @@ class Cut:
 
 
 class Shipment:
-    """One run's log. All but `_read` belongs to the event loop; `send(offset, data)` gives bytes to the connection."""
+    """One run's log. All but `_read` and `_give` belongs to the event loop; `send(offset, data)` gives bytes to the
+    connection.
+    """
 
     def __init__(self, runtime: Runtime, run_id: str, stored: int, limit: int, changed: Callable[[], None]) -> None:
         self.run_id = run_id
@@ -66,10 +69,10 @@ class Shipment:
         self._buffer = bytearray()  # from byte `stored` of the log
         self._stored = stored
         self._sent = stored
+        self._handover = threading.Condition()  # between the reader and the loop: for the next two
+        self._given = bytearray()  # read and not taken yet
         self._read_to = stored
-        self._room = threading.Semaphore(0)
-        self._free = WINDOW
-        self._wanted = 0
+        self._asked = False  # the loop was asked to take it
         self._closed = False
         self.ended = False  # every byte was read
         self._cut = False  # it ended at the longest that is kept
@@ -87,7 +90,7 @@ class Shipment:
     @property
     def complete(self) -> bool:
         """The log has ended and the server has all of it."""
-        return self.ended and not self._buffer
+        return self.ended and not self._buffer and not self._given
 
     # -- reading
 
@@ -119,13 +122,21 @@ class Shipment:
             self._tell(lambda: self._end(cut.full))
 
     def _give(self, data: bytes) -> bool:
-        """Hand bytes over once there is room; False when nobody wants them any more. In the reader's thread."""
-        for start in range(0, len(data), WINDOW // 4):
-            piece = data[start : start + WINDOW // 4]
-            self._tell(lambda piece=piece: self._take(piece))  # type: ignore[misc]
-            self._room.acquire()
-            if self._closed:
-                return False
+        """Hand bytes over once there is room; False when nobody wants them any more. In the reader's thread.
+
+        What comes while the loop is busy is taken at once: a log of many short lines costs no turn of the loop for each.
+        """
+        for start in range(0, len(data), PIECE):
+            piece = data[start : start + PIECE]
+            with self._handover:
+                self._handover.wait_for(lambda: len(self._given) < PIECE or self._closed)
+                if self._closed:
+                    return False
+                self._given += piece
+                self._read_to += len(piece)
+                ask, self._asked = not self._asked, True
+            if ask:
+                self._tell(self._take)
         return True
 
     def _tell(self, work: Callable[[], None]) -> None:
@@ -133,23 +144,20 @@ class Shipment:
             self._loop.call_soon_threadsafe(work)
         except RuntimeError:  # the loop has ended
             self._closed = True
-            self._room.release()
 
-    def _take(self, piece: bytes) -> None:
-        self._buffer += piece
-        self._read_to += len(piece)
-        self._wanted += 1
-        self._let_in()
+    def _take(self) -> None:
+        """Take what was read while what waits is within the window."""
+        if not self._asked or len(self._buffer) >= WINDOW:
+            return  # the latter until some is acknowledged
+        with self._handover:
+            self._buffer += self._given
+            self._given.clear()
+            self._asked = False
+            self._handover.notify()
         if len(self._buffer) - (self._sent - self._stored) >= LOG_CHUNK:
             self._ship()
         elif self._flush is None:
             self._flush = self._loop.call_later(FLUSH_SECONDS, self._ship)
-
-    def _let_in(self) -> None:
-        """Let the reader go on while what waits is within the window."""
-        while self._wanted and len(self._buffer) < WINDOW:
-            self._wanted -= 1
-            self._room.release()
 
     def _end(self, cut: bool) -> None:
         self.ended, self._cut = True, cut
@@ -188,7 +196,8 @@ class Shipment:
             del self._buffer[: end - self._stored]
             self._stored = end
             self._sent = max(self._sent, end)
-            self._let_in()
+            if self._asked:
+                self._loop.call_soon(self._take)
         if self.complete:
             self._changed()
 
@@ -209,4 +218,5 @@ class Shipment:
         self._closed = True
         if self._flush:
             self._flush.cancel()
-        self._room.release()
+        with self._handover:
+            self._handover.notify()

@@ -126,7 +126,9 @@ def next_step(view: View) -> Step | None:
 
 
 def _refused(view: View, refusal: Refusal) -> Tell:
-    return Tell(phase=RunPhase.FAILED, finished_at=view.now, reason=refusal.reason, message=refusal.message)
+    """A fault of the engine is no failure of the task, which may run elsewhere."""
+    phase = RunPhase.LOST if refusal.reason == Reason.WORKER_LOST else RunPhase.FAILED
+    return Tell(phase=phase, finished_at=view.now, reason=refusal.reason, message=refusal.message)
 
 
 def _while_busy(view: View) -> Step | None:

@@ -69,6 +69,8 @@ async def submit(
     With --wait: the exit status is the task's; 127 if there was no such program, 125 if it ended without one (cancelled,
     image not found, …), 130 on Ctrl-C, which leaves the task running.
     """
+    if command and not command[0]:
+        raise click.UsageError("COMMAND must not be empty; leave it out for the image's own")
     key = idempotency_key or secrets.token_hex(16)
     try:
         answer = await session.client.post("/api/tasks", body=_body(command, wish), headers={"Idempotency-Key": key})

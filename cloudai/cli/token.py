@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cloudai.store.protocol import Store, Token
 
 T = TypeVar("T")
+LONGEST_NAME = 63
 SHOWN = 12  # hexadecimal digits of a digest: enough to tell tokens apart
 
 
@@ -36,8 +37,8 @@ def create(name: str, as_json: bool, **flags: Any) -> None:
     """
     from cloudai.cli.stores import shown
 
-    if not name.strip() or name != name.encode(errors="replace").decode():
-        raise click.UsageError("NAME must be UTF-8 text that is not empty")
+    if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise click.UsageError(f"NAME must be a line of at most {LONGEST_NAME} characters that is not empty")
     settings = settings_from(flags)
     made, is_new = new_token(), _is_missing(settings)
     _at_store(settings, lambda store: store.add_token(digest(made), name))

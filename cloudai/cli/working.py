@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cloudai.cli.place import held_data_dir
+from cloudai.cli.place import StartRefused, held_data_dir
 from cloudai.cli.runtimes import Choice, choose
 from cloudai.settings import Settings
 from cloudai_agent.loop import Agent
@@ -29,7 +29,10 @@ class LocalWorker:
     def agent(self, token: str, server: str | None = None) -> Agent:
         """The agent, joining `server` (default: that of the settings)."""
         settings = self.settings.model_copy(update={"server": server}) if server else self.settings
-        return Agent(settings, token, self.choice.runtime)
+        try:
+            return Agent(settings, token, self.choice.runtime)
+        except ValueError as error:  # its memory
+            raise StartRefused(str(error)) from None
 
 
 @contextmanager

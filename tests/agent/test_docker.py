@@ -136,6 +136,8 @@ def test_a_missing_command_ends_with_127(on_docker: Bench, runtime: Runtime) -> 
         ('exec: "x": executable file not found in $PATH: unknown', "CommandNotFound"),
         ('exec: "/x": stat /x: no such file or directory: unknown', "CommandNotFound"),
         ('exec: "/etc/passwd": permission denied: unknown', "StartFailed"),
+        ("failed to create shim task: opening w/o fifo: context deadline exceeded: unknown", "WorkerLost"),
+        ("task 28d3d8: already exists: unknown", "StartFailed"),
     ],
 )
 def test_the_engines_words_about_a_start_have_a_reason_now_and_when_they_are_read_again(

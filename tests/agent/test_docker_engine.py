@@ -6,13 +6,14 @@ import gc
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cloudai.settings import Settings
 from cloudai_agent.docker import DockerRuntime
-from cloudai_agent.runtime import ContainerState, EngineDown
+from cloudai_agent.runtime import ContainerState, EngineDown, RunRefused
 from tests.agent.conftest import Bench, bench_of, eventually, found, started
 from tests.engines.dockerd import PrivateDocker
 from tests.engines.dockerproxy import START, DockerProxy
@@ -177,3 +178,26 @@ def test_a_connection_to_an_engine_elsewhere_is_tried_while_it_is_silent(
     ]
     assert timers
     assert set(timers) == {KEEP_ALIVE}
+
+
+def test_starts_that_were_cut_off_by_the_engines_death_are_told_as_that(
+    bench: Bench, own_engine: PrivateDocker
+) -> None:
+    runs = [bench.run("sleep 1000", cpu=50) for _ in range(10)]
+    runtime = bench.open()
+    for run in runs:
+        runtime.create(run)
+    with ThreadPoolExecutor(len(runs)) as pool:
+        starts = [pool.submit(runtime.start, run.run_id) for run in runs]
+        eventually("some are being started", lambda: own_engine.shims() > 0)
+        own_engine.kill()
+        assert all(start.exception() is None or isinstance(start.exception(), EngineDown) for start in starts)
+    own_engine.start()
+    again = bench.open()
+    words = set()
+    for run in runs:
+        try:
+            again.start(run.run_id)
+        except RunRefused as refused:
+            words.add((refused.reason, refused.message.partition(" (")[0]))
+    assert words <= {("StartFailed", "The engine was killed while it started the container")}

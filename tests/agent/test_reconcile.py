@@ -134,6 +134,7 @@ def test_a_container_that_vanished_is_never_started_again() -> None:
 def test_a_refusal_is_told() -> None:
     refusal = Refusal("ImageNotFound", "no such image")
     assert told(WISH, None, refusal=refusal) == (RunPhase.FAILED, "ImageNotFound")
+    assert told(WISH, None, refusal=Refusal("WorkerLost", "the engine broke off")) == (RunPhase.LOST, "WorkerLost")
 
 
 def test_a_start_that_failed_before_this_agents_life_is_told_as_the_engine_told_it() -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -92,6 +93,12 @@ class PrivateDocker:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    def shims(self) -> int:
+        """How many containers it has or is about to have."""
+        return sum(
+            "containerd-shim" in " ".join(each) and str(self.directory) in " ".join(each) for each in _commands()
+        )
+
     @property
     def running(self) -> bool:
         return self._process is not None
@@ -119,6 +126,12 @@ class PrivateDocker:
             if target.startswith(f"{self.directory}/"):
                 subprocess.run(["umount", "-l", target], check=False, capture_output=True)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _commands() -> Iterator[list[str]]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            yield process.cmdline()
 
 
 def answers(host: str) -> bool:

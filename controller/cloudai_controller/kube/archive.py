@@ -60,7 +60,12 @@ class Archive:
         """
         read = await self._followed_to_the_end(pod)
         if not read.whole and pod.run.started_at is not None:
-            again = await self._read(pod.run.run_id, READ_SECONDS)
+            try:
+                again = await self._read(pod.run.run_id, READ_SECONDS)
+            except (ApiError, CloudAIError):
+                if not (at_last and read.data):
+                    raise
+                again = read
             if not again.whole and not at_last:
                 raise unavailable(f"the log of {pod.run.run_id} broke off after {len(again.data)} bytes")
             if len(again.data) >= len(read.data):

@@ -77,7 +77,7 @@ class Archive:
         try:
             await self._api.create(f"/api/v1/namespaces/{self._namespace}/configmaps", body)
         except ApiError as error:
-            if error.reason != "AlreadyExists":  # a quota's conflict is a 409, too
+            if not error.already_exists:  # a quota's conflict is a 409, too
                 raise
 
     def forget(self, pod: SeenPod) -> None:

@@ -32,7 +32,7 @@ from cloudai.store.kube.watch import ODD, Follower, follow
 from cloudai.store.protocol import Change, Idempotency, Lease, LogSlice, TaskPage, TaskQuery
 
 SYNC_SECONDS = 100.0  # how long a start may take until everything was listed once: large clusters have many Pods
-POLL_SECONDS = 10.0  # between looks at the nodes' leases and usage
+POLL_SECONDS = 10.0  # between looks at the nodes' leases, which cache.py counts, and usage
 CANCEL_SECONDS = 1.0  # how long a cancel of a task that never started waits for the operator's word
 LOG_SECONDS, LOG_AGAIN_SECONDS = (
     30.0,

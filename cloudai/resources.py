@@ -298,7 +298,7 @@ class Worker:
     `ready` is False while its container engine does not answer; `problem` then says why.
     `cpu_usage` and `memory_usage` are percentages of the machine, None until reported. `lease` is what its agent was promised
     when it joined, in ms: for so long it may be unheard of and have containers, the grace of their stop included; 0
-    where that has no end, or is not known.
+    where that has no end, or is not known. `silent`: whether it is unheard of, where the store judges that itself.
     """
 
     worker_id: str
@@ -313,17 +313,20 @@ class Worker:
     cpu_usage: float | None = None
     memory_usage: float | None = None
     lease: int = 0
+    silent: bool | None = None
 
     @property
     def gpu_devices(self) -> int:
         return self.capacity.gpu // 1000
 
     def active(self, now: int, heartbeat_ms: int) -> bool:
-        """Heard of within three heartbeat intervals and able to start containers."""
+        """Heard of and able to start containers."""
         return self.ready and self.heard(now, heartbeat_ms)
 
     def heard(self, now: int, heartbeat_ms: int) -> bool:
-        """Heard of within three heartbeat intervals, whatever it can do."""
+        """Heard of within three heartbeat intervals, unless its store knows better, whatever it can do."""
+        if self.silent is not None:
+            return not self.silent
         return now - self.last_heartbeat <= 3 * heartbeat_ms
 
 

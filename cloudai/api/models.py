@@ -200,7 +200,7 @@ class WorkerView(Answer):
     available_memory: float
     available_storage: float
     available_gpu: float
-    is_active: bool = Field(description="Heard of within three heartbeats and able to start containers.")
+    is_active: bool = Field(description="Heard of lately and able to start containers.")
     last_heartbeat: int = Field(description="Unix seconds.")
     registered_at: str
     runtime: str = Field(description="`docker`, or `process` for no isolation at all.")

@@ -25,7 +25,7 @@ class Nodes:
 
     agents = None
 
-    def __init__(self, heard_at: int, problem: str | None = None) -> None:
+    def __init__(self, heard_at: int, problem: str | None = None, silent: bool = False) -> None:
         self._node = Worker(
             worker_id="node",
             identity="uid",
@@ -36,6 +36,7 @@ class Nodes:
             last_heartbeat=heard_at,
             ready=problem is None,
             problem=problem,
+            silent=silent,
         )
 
     async def list_workers(self) -> list[WorkerState]:
@@ -51,11 +52,15 @@ async def told(nodes: Nodes, task: Task, problem: str | None = None) -> tuple[Re
 
 
 async def test_a_node_that_is_silent_is_told_of_and_nothing_is_said_of_a_lease() -> None:
-    waiting = await told(Nodes(now_ms() - 60_000), RUNNING)
+    waiting = await told(Nodes(now_ms() - 60_000, silent=True), RUNNING)
     assert waiting is not None
     assert waiting[0] is Reason.WORKER_INACTIVE
     assert "was last heard of 60 s ago" in waiting[1]
     assert "lease" not in waiting[1]
+
+
+async def test_a_node_whose_clock_is_late_is_no_silent_one() -> None:
+    assert await told(Nodes(now_ms() - 60_000), RUNNING) is None
 
 
 @pytest.mark.parametrize("problem", [None, "The node is cordoned"])

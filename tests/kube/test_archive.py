@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
 from base64 import b64decode
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -28,13 +30,19 @@ GONE = b"unable to retrieve container logs for containerd://" + b"0" * 64
 ENDED: Json = {"exitCode": 1, "startedAt": "2025-11-16T10:30:00Z", "finishedAt": "2025-11-16T10:31:00Z"}
 
 
-def ending(number: int = 1, uid: str = "pod") -> Json:
-    """The Pod of an attempt that has ended and is being deleted."""
+def ended(number: int = 1, uid: str = "pod") -> Json:
+    """The Pod of an attempt that has ended."""
     container = {"name": "task", "state": {"terminated": ENDED}}
     found = pod({"phase": "Failed", "containerStatuses": [container]}, name=f"t-{number}", uid=uid)
-    deleted = {"deletionTimestamp": "2025-11-16T10:31:30Z", "deletionGracePeriodSeconds": 30}
     labels = {"cloudai.dev/task": "t", "cloudai.dev/attempt": str(number)}
-    found["metadata"] |= deleted | {"finalizers": ["cloudai.dev/evidence"], "labels": labels}
+    found["metadata"] |= {"finalizers": ["cloudai.dev/evidence"], "labels": labels}
+    return found
+
+
+def ending(number: int = 1, uid: str = "pod") -> Json:
+    """One that is being deleted, too."""
+    found = ended(number, uid)
+    found["metadata"] |= {"deletionTimestamp": "2025-11-16T10:31:30Z", "deletionGracePeriodSeconds": 30}
     return found
 
 
@@ -46,21 +54,33 @@ class Server:
         self.refusals: list[web.Response] = []
         self.kept: list[bytes] = []
         self.asked = asyncio.Event()
-        self.silent: set[str] = set()  # Pods whose node does not answer
+        self.reads = 0
+        self.silent: dict[str, asyncio.Event] = {}  # Pods whose node does not answer before that
         self.breaks = 0  # answers with a log that break off in their midst
+        self._news = asyncio.Event()
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(3):
+            while not true():
+                self._news.clear()
+                await self._news.wait()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.method == "POST":
             if self.refusals:
                 return self.refusals.pop()
             self.kept.append(zlib.decompress(b64decode((await request.json())["binaryData"]["log.zlib"])))
+            self._news.set()
             return web.json_response({})
         if request.method == "PATCH":
             return web.json_response(pod({}, name=request.path.rpartition("/")[2], version=9))
         self.asked.set()
-        if request.path.split("/")[-2] in self.silent:
-            await asyncio.Event().wait()
-        data = self.logs.get(request.path.removeprefix(f"{PODS}/").removesuffix("/log"))
+        self.reads += 1
+        self._news.set()
+        name = request.path.removeprefix(f"{PODS}/").removesuffix("/log")
+        if name in self.silent:
+            await self.silent[name].wait()
+        data = self.logs.get(name)
         if data is not None and self.breaks:
             self.breaks -= 1
             answer = web.StreamResponse(headers={"Content-Length": str(len(data))})
@@ -113,6 +133,23 @@ async def test_a_log_that_breaks_off_is_read_again(tmp_path: Path) -> None:
         assert server.kept == [b"wor" + archives.BROKEN]
         await archive.keep(seen_pod(ending()), TASK)
     assert server.kept[1:] == [b"words"]
+
+
+async def test_what_was_followed_until_it_broke_off_is_kept_at_last_of_a_dead_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "READ_SECONDS", 0.2)
+    server, found = Server(t_1=b"words"), seen_pod(ending())
+    server.breaks = 1
+    async with api_of(server.handle, tmp_path) as api:
+        archive = Archive(api, "here", lambda _: True)
+        await followed(archive, found, server)
+        server.silent["t-1"] = asyncio.Event()
+        with pytest.raises(CloudAIError):
+            await archive.keep(found, TASK)
+        assert server.kept == []
+        await archive.keep(found, TASK, at_last=True)
+    assert server.kept == [b"wor" + archives.BROKEN]
 
 
 async def test_a_log_that_is_stored_already_is_well(tmp_path: Path) -> None:
@@ -189,22 +226,51 @@ async def test_a_pod_that_is_let_go_makes_room_for_others(
     assert server.kept == [b"two"]
 
 
-async def test_a_node_that_does_not_answer_does_not_hold_up_the_pods_of_others(tmp_path: Path) -> None:
-    server, let_go = Server(t_20=b"words"), asyncio.Event()
-    server.silent = {f"t-{number}" for number in range(1, 20)}
+@contextlib.asynccontextmanager
+async def tidied(server: Server, tmp_path: Path, *pods: Json) -> AsyncIterator[Facts]:
+    """All these Pods of one Task that has ended are tidied up after, in that order."""
     async with api_of(server.handle, tmp_path) as api:
         facts = Facts(api, "here", lambda _: None, lambda _: None)
         meta = {"name": "t", "uid": "task", "resourceVersion": "5"}
         facts.memory.put_task({"metadata": meta, "spec": {}, "status": {"phase": "Failed"}})
-        archive = Archive(api, "here", lambda _: True)
-        tidying = Tidying(api, PODS, facts, archive, lambda: False, lambda _: let_go.set())
-        for number in range(1, 21):
-            found = ending(number, f"pod-{number}")
-            found["spec"]["nodeName"] = "silent" if number < 20 else "answers"
-            facts.memory.put_pod(found)
-            tidying.add("t", f"t-{number}")
+        tidying = Tidying(api, PODS, facts, Archive(api, "here", lambda _: True), lambda: False, lambda _: None)
+        for one in pods:
+            facts.memory.put_pod(one)
+            tidying.add("t", one["metadata"]["name"])
         running = asyncio.ensure_future(tidying.run())
-        await let_go.wait()
+        yield facts
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_node_that_does_not_answer_does_not_hold_up_the_pods_of_others(tmp_path: Path) -> None:
+    server = Server(t_20=b"words")
+    server.silent = {f"t-{number}": asyncio.Event() for number in range(1, 20)}
+    other = ending(20, "pod-20")
+    other["spec"]["nodeName"] = "answers"
+    async with tidied(server, tmp_path, *(ending(number, f"pod-{number}") for number in range(1, 20)), other):
+        await server.until(lambda: bool(server.kept))
     assert server.kept == [b"words"]
+
+
+async def test_the_next_pod_of_a_node_has_its_turn_as_soon_as_one_is_over(tmp_path: Path) -> None:
+    numbers = range(1, 41)
+    server = Server(**{f"t_{number}": str(number).encode() for number in numbers})
+    async with tidied(server, tmp_path, *(ended(number, f"pod-{number}") for number in numbers)):
+        await server.until(lambda: len(server.kept) == len(numbers))
+    assert {int(log) for log in server.kept} == set(numbers)
+
+
+async def test_of_pods_that_wait_for_their_node_the_urgent_are_first_and_those_gone_keep_none_waiting(
+    tmp_path: Path,
+) -> None:
+    server = Server(t_1=b"read", t_9=b"last", t_10=b"urgent")
+    server.silent = {f"t-{number}": asyncio.Event() for number in range(1, 5)}
+    pods = [ended(number, f"pod-{number}") for number in range(1, 10)]
+    async with tidied(server, tmp_path, *pods, ending(10, "pod-10")) as facts:
+        await server.until(lambda: server.reads == 4)
+        for number in range(5, 9):
+            facts.memory.drop_pod("t", f"t-{number}", f"pod-{number}")
+        server.silent["t-1"].set()
+        await server.until(lambda: len(server.kept) == 3)
+    assert server.kept == [b"read", b"urgent", b"last"]

@@ -1,11 +1,22 @@
-"""What the API remembers of Tasks: what is gone stays away, whatever answer is still on its way."""
+"""What the API remembers: what is gone stays away, whatever answer is still on its way; which nodes are silent."""
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from cloudai.clock import now_ms
+from cloudai.settings import Settings
+from cloudai.store.kube import store as stores
 from cloudai.store.kube.awaited import Awaited
-from cloudai.store.kube.cache import TaskCache
+from cloudai.store.kube.cache import SILENT_LOOKS, TaskCache
 from cloudai.store.kube.revisions import Revisions
-from cloudai.store.kube.task_resource import Json
+from cloudai.store.kube.store import KubernetesStore
+from cloudai.store.kube.task_resource import Json, instant
+from tests.kube.stub import api_of, refused
 
 
 def task(uid: str, version: int) -> Json:
@@ -39,3 +50,71 @@ def test_nor_does_one_of_an_older_task_of_the_same_name_replace_the_new_one() ->
     tasks.changed(task("two", 9))
     tasks.changed(task("one", 6))
     assert tasks.uid("t") == "two"
+
+
+class Server:
+    """Nothing but one node that renews its Lease, by a clock that is an hour late, as often as somebody looks."""
+
+    def __init__(self) -> None:
+        self.renews, self.away, self.looks = True, False, 0
+        self._clock = now_ms() - 3_600_000
+        self._looked = asyncio.Event()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        match request.path:
+            case "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases":
+                self.looks += 1
+                self._clock += self.renews
+                self._looked.set()
+                lease = {"metadata": {"name": "node"}, "spec": {"renewTime": instant(self._clock)}}
+                return refused(403, "Forbidden") if self.away else _listed(lease)
+            case "/apis/metrics.k8s.io/v1beta1/nodes":
+                return refused(404, "NotFound")
+            case "/api/v1/namespaces/here":
+                return web.json_response({"metadata": {"uid": "cluster"}})
+        if "watch" in request.query:
+            watch = web.StreamResponse()
+            await watch.prepare(request)
+            await asyncio.Event().wait()
+        if request.path != "/api/v1/nodes":
+            return _listed()
+        meta = {"name": "node", "uid": "n", "resourceVersion": "5", "creationTimestamp": "2025-11-16T10:30:00Z"}
+        return _listed({"metadata": meta, "spec": {}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+
+    async def looked_at(self, times: int) -> None:
+        """So often, and what these looks told is known."""
+        for _ in range(times + 1):
+            self._looked.clear()
+            await self._looked.wait()
+
+
+def _listed(*items: Json) -> web.Response:
+    return web.json_response({"metadata": {"resourceVersion": "7"}, "items": list(items)})
+
+
+async def test_a_node_is_silent_when_looks_find_its_lease_as_before_and_not_by_clocks_or_when_looks_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "POLL_SECONDS", 0.01)
+    server = Server()
+    async with api_of(server.handle, tmp_path) as api:
+        store = KubernetesStore(api, Settings(namespace="here"))
+
+        async def is_active() -> bool:
+            return (await store.get_worker("node")).worker.active(now_ms(), heartbeat_ms=1000)
+
+        await store.start()
+        await server.looked_at(1)
+        assert await is_active()
+        server.away, server.renews = True, False  # the node cannot reach it either
+        await server.looked_at(2 * SILENT_LOOKS)
+        assert await is_active()
+        server.away = False
+        await server.looked_at(1)
+        assert await is_active()
+        await server.looked_at(SILENT_LOOKS)
+        assert not await is_active()
+        server.renews = True
+        await server.looked_at(1)
+        assert await is_active()
+        await store.close()

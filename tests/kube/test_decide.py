@@ -51,7 +51,8 @@ def test_a_new_task_gets_a_pod_and_stays_queued_until_that_has_a_node() -> None:
 def test_a_node_that_makes_no_place_for_the_pod_is_told_of_after_a_while() -> None:
     unprepared = run(worker_id="node", created_at=NOW, message="no sandbox")
     first = decided(TASK, unprepared)
-    assert (first.task.status, first.task.reason, first.look_at) == (TaskStatus.PENDING, None, NOW + GRACE)
+    assert (first.task.status, first.look_at) == (TaskStatus.PENDING, NOW + GRACE)
+    assert (first.task.reason, first.task.message) == (None, None)
     due = decided(first.task, unprepared, now=NOW + GRACE)
     assert (due.task.reason, due.task.message, due.delete, due.look_at) == ("WaitingForNode", "no sandbox", (), None)
     assert decided(due.task, unprepared, now=NOW + 2 * GRACE).task == due.task

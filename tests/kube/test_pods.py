@@ -244,6 +244,7 @@ def test_a_quantity_of_any_size_is_a_number(words: str, amount: int) -> None:
     ("status", "words", "reason", "final"),
     [
         (403, "exceeded quota: q", Reason.QUOTA_EXCEEDED, False),
+        (403, "status unknown for quota: q, resources: pods", Reason.WAITING_FOR_ADMISSION, False),
         (500, 'Internal error occurred: failed calling webhook "k"', Reason.WAITING_FOR_ADMISSION, False),
         (403, "violates PodSecurity", Reason.POD_REFUSED, True),
         (400, 'admission webhook "p" denied the request', Reason.POD_REFUSED, True),

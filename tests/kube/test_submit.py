@@ -15,6 +15,8 @@ from tests.kube.stub import api_of
 
 SPEC = TaskSpec(user_id="ann", image="busybox", command=None, resources=Resources(1000, GIB, 0, 0))
 
+DENIED = 'admission webhook "team-quota" denied the request: no'
+
 
 def status(code: int, reason: str, words: str) -> web.Response:
     return web.json_response({"kind": "Status", "code": code, "reason": reason, "message": words}, status=code)
@@ -27,13 +29,24 @@ def status(code: int, reason: str, words: str) -> web.Response:
         (413, "RequestEntityTooLarge", "limit is 3145728", Code.INVALID_REQUEST),
         (403, "Forbidden", 'User "x" cannot create resource "tasks"', Code.UNAVAILABLE),
         (403, "Forbidden", "exceeded quota: q", Code.UNAVAILABLE),
+        (403, "Forbidden", "status unknown for quota: q", Code.UNAVAILABLE),
+        (401, "Unauthorized", DENIED, Code.INVALID_REQUEST),
+        (404, "NotFound", DENIED, Code.INVALID_REQUEST),
+        (406, "NotAcceptable", DENIED, Code.INVALID_REQUEST),
+        (409, "Conflict", DENIED, Code.INVALID_REQUEST),
+        (409, "AlreadyExists", DENIED, Code.INVALID_REQUEST),
+        (422, "Invalid", DENIED, Code.INVALID_REQUEST),
+        (429, "TooManyRequests", DENIED, Code.UNAVAILABLE),
+        (503, "ServiceUnavailable", DENIED, Code.UNAVAILABLE),
     ],
-    ids=["policy", "too large", "rights", "quota"],
 )
 async def test_what_lasts_is_the_clients_and_what_passes_is_not(
     tmp_path: Path, code: int, reason: str, words: str, answer: Code
 ) -> None:
-    async def handle(_: web.Request) -> web.Response:
+    asked: list[str] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        asked.append(request.method)
         return status(code, reason, words)
 
     async with api_of(handle, tmp_path) as api:
@@ -41,6 +54,7 @@ async def test_what_lasts_is_the_clients_and_what_passes_is_not(
             await KubernetesStore(api, Settings(namespace="here")).create_task(SPEC)
     assert refusal.value.code is answer
     assert words in str(refusal.value.details["reason"])
+    assert asked == ["POST"]
 
 
 async def test_a_conflict_about_something_else_passes(tmp_path: Path) -> None:

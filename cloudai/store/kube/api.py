@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from cloudai.errors import CloudAIError, unavailable
 from cloudai.settings import Settings
+from cloudai.store.kube.denial import denied
 from cloudai.store.kube.task_resource import Json
 
 PATIENCE = 10.0  # seconds a request is tried again after faults that pass
@@ -55,6 +56,11 @@ class ApiError(Exception):
         self.message = str(document.get("message") or f"HTTP {status}")
         self.details: Mapping[str, Any] = document.get("details") or {}
         super().__init__(f"{status} {self.reason}: {self.message}")
+
+    @property
+    def already_exists(self) -> bool:
+        """Whether the name is taken; a policy that refuses may give the same reason."""
+        return self.reason == "AlreadyExists" and not denied(self.message)
 
 
 class NoCluster(Exception):
@@ -113,7 +119,7 @@ class Api:
         """The object as it was stored. Raises ApiError `AlreadyExists`; another conflict, such as one about a quota's count, is
         the server's own and passes.
         """
-        return await self._settled("POST", path, body, lambda error: error.reason == "AlreadyExists")
+        return await self._settled("POST", path, body, lambda error: error.already_exists)
 
     async def patch(self, path: str, body: Json) -> Json:
         """A JSON merge patch, the one kind that custom resources know too. With a resource version in it: compared; without
@@ -156,14 +162,14 @@ class Api:
             _hang_up(response)
 
     async def _settled(self, method: str, path: str, body: Json, lasts: Callable[[ApiError], bool]) -> Json:
-        """Sent again after a conflict that does not last."""
+        """Sent again after a conflict that does not last; what a policy calls one does."""
         tries = 0
         while True:
             try:
                 return await self._json(method, path, {}, body)
             except ApiError as error:
                 tries += 1
-                if error.status != 409 or lasts(error) or tries == MOST_CONFLICTS:
+                if error.status != 409 or denied(error.message) or lasts(error) or tries == MOST_CONFLICTS:
                     raise
             await asyncio.sleep(_pause(tries))
 

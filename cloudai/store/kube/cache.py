@@ -22,6 +22,10 @@ from cloudai.store.kube.watch import Key, key_of
 from cloudai.store.protocol import Kind, TaskPage, TaskQuery
 
 REMEMBERED = 10_000  # of what was deleted
+# Looks at its Lease, one every ten seconds, that find it as before until a node counts as silent: 50 s, as Kubernetes itself
+# takes for that; a kubelet renews every ten seconds. See `--node-monitor-grace-period` in
+# https://kubernetes.io/docs/reference/command-line-tools-reference/kube-controller-manager/
+SILENT_LOOKS = 5
 
 _Filter = tuple[str | None, TaskStatus | None]
 _Place = tuple[int, str]
@@ -204,6 +208,7 @@ class NodeCache:
         self._pods = pods
         self._nodes: dict[str, Json] = {}
         self._heard: dict[str, int] = {}
+        self._unrenewed: dict[str, int] = {}  # how many looks since the last one that found a renewal
         self._usage: dict[str, Mapping[str, str]] = {}
         self._workers: dict[str, Worker] = {}
 
@@ -233,7 +238,13 @@ class NodeCache:
         self._revisions.add(Kind.WORKER, name, "updated")
 
     def heard(self, renewed: Mapping[str, int]) -> None:
-        """When each node's Lease was renewed, in ms."""
+        """When each node's Lease was renewed, in ms by its own clock: so only whether that changes from look to look says
+        that a node lives. A look that fails says nothing of any, and is not told of here.
+        """
+        self._unrenewed = {
+            name: self._unrenewed.get(name, 0) + 1 if renewed.get(name) == self._heard.get(name) else 0
+            for name in self._nodes
+        }
         self._heard = dict(renewed)
         self._learn_all()
 
@@ -247,7 +258,9 @@ class NodeCache:
             self._learn(name)
 
     def _learn(self, name: str) -> None:
-        self._workers[name] = worker_of(self._nodes[name], self._heard.get(name), self._usage.get(name), self._gpu)
+        silent = self._unrenewed.get(name, 0) >= SILENT_LOOKS
+        usage = self._usage.get(name)
+        self._workers[name] = worker_of(self._nodes[name], self._heard.get(name), silent, usage, self._gpu)
 
     def state(self, name: str) -> WorkerState | None:
         """That node as a worker, as far as is known."""

@@ -13,8 +13,12 @@ from cloudai.store.kube.task_resource import millis
 KUBELET_PORT = 10250
 
 
-def worker_of(node: Mapping[str, Any], heard_at: int | None, usage: Mapping[str, str] | None, gpu: str = GPU) -> Worker:
-    """`heard_at`: when the node's Lease was renewed (ms); `usage`: what metrics.k8s.io says, None where nothing does."""
+def worker_of(
+    node: Mapping[str, Any], heard_at: int | None, silent: bool, usage: Mapping[str, str] | None, gpu: str = GPU
+) -> Worker:
+    """`heard_at`: when the node's Lease was renewed, in ms by the node's clock, which tells not whether the node is `silent`;
+    `usage`: what metrics.k8s.io says, None where nothing does.
+    """
     meta, status = node["metadata"], node.get("status") or {}
     capacity = amount_of(status.get("allocatable") or {}, gpu)
     registered = millis(meta["creationTimestamp"]) or 0
@@ -31,6 +35,7 @@ def worker_of(node: Mapping[str, Any], heard_at: int | None, usage: Mapping[str,
         problem=problem,
         cpu_usage=_percent(usage, "cpu", capacity.cpu / 1000),
         memory_usage=_percent(usage, "memory", capacity.memory),
+        silent=silent,
     )
 
 

@@ -23,6 +23,7 @@ from cloudai.settings import Settings
 from cloudai.store.kube.api import Api, ApiError, NoCluster, as_unavailable, connect
 from cloudai.store.kube.awaited import Awaited
 from cloudai.store.kube.cache import NodeCache, PodCache, TaskCache
+from cloudai.store.kube.denial import denied
 from cloudai.store.kube.logs import Absent, Log, PodLogs
 from cloudai.store.kube.pods import Held
 from cloudai.store.kube.revisions import Revisions
@@ -31,7 +32,7 @@ from cloudai.store.kube.watch import ODD, Follower, follow
 from cloudai.store.protocol import Change, Idempotency, Lease, LogSlice, TaskPage, TaskQuery
 
 SYNC_SECONDS = 100.0  # how long a start may take until everything was listed once: large clusters have many Pods
-POLL_SECONDS = 10.0  # between looks at the nodes' leases and usage
+POLL_SECONDS = 10.0  # between looks at the nodes' leases, which cache.py counts, and usage
 CANCEL_SECONDS = 1.0  # how long a cancel of a task that never started waits for the operator's word
 LOG_SECONDS, LOG_AGAIN_SECONDS = (
     30.0,
@@ -40,6 +41,8 @@ LOG_SECONDS, LOG_AGAIN_SECONDS = (
 KEYED = 4 * 10**18  # names from here on are of idempotency keys; as nanoseconds they would be times after 2096
 SUBMIT = f"{GROUP}/submit"  # annotation: which request made the Task
 LEASES = "/apis/coordination.k8s.io/v1/namespaces"
+# Of a refusal that may be over soon though its status does not say so; a quota that was just made has no status yet.
+_PASSING = ("exceeded quota", "status unknown for quota", "cannot create resource", "being terminated")
 
 log = logging.getLogger("cloudai.kubernetes")
 
@@ -141,7 +144,7 @@ class KubernetesStore:
         try:
             made = await self._api.create(self._tasks_path, resource)
         except ApiError as error:
-            if error.reason != "AlreadyExists":
+            if not error.already_exists:
                 raise
             made = await self._api.get(f"{self._tasks_path}/{name}")
             if (made["metadata"].get("annotations") or {}).get(SUBMIT) != token:
@@ -358,7 +361,7 @@ def _refused(error: ApiError) -> CloudAIError:
     if error.status == 422 and causes:
         field = str(causes[0].get("field") or "task").removeprefix("spec.")
         return invalid(field, str(causes[0].get("message") or error.message))
-    passes = any(sign in error.message for sign in ("quota", "cannot create resource", "being terminated"))
-    if error.status in (400, 403, 413, 422) and not passes:  # a policy's word, or more than Kubernetes keeps
+    passes = error.status == 429 or error.status >= 500 or any(sign in error.message for sign in _PASSING)
+    if not passes and (error.status in (400, 403, 413, 422) or denied(error.message)):  # 413: more than etcd takes
         return invalid("task", f"the cluster refuses it: {error.message}")
     return as_unavailable(error)

@@ -60,7 +60,12 @@ class Archive:
         """
         read = await self._followed_to_the_end(pod)
         if not read.whole and pod.run.started_at is not None:
-            again = await self._read(pod.run.run_id, READ_SECONDS)
+            try:
+                again = await self._read(pod.run.run_id, READ_SECONDS)
+            except (ApiError, CloudAIError):
+                if not (at_last and read.data):
+                    raise
+                again = read
             if not again.whole and not at_last:
                 raise unavailable(f"the log of {pod.run.run_id} broke off after {len(again.data)} bytes")
             if len(again.data) >= len(read.data):
@@ -72,7 +77,7 @@ class Archive:
         try:
             await self._api.create(f"/api/v1/namespaces/{self._namespace}/configmaps", body)
         except ApiError as error:
-            if error.reason != "AlreadyExists":  # a quota's conflict is a 409, too
+            if not error.already_exists:  # a quota's conflict is a 409, too
                 raise
 
     def forget(self, pod: SeenPod) -> None:

@@ -148,7 +148,9 @@ def _unprepared(task: Task, live: Mapping[str, Run], now: int, grace: int) -> tu
     if task.status is not TaskStatus.PENDING or run is None or run.reason is not None or run.message is None:
         return task, None
     due = run.created_at + grace
-    return (task, due) if now < due else (replace(task, reason=Reason.WAITING_FOR_NODE, message=run.message), None)
+    if now < due:  # without words: of a write without a reason nobody would take them back
+        return replace(task, message=None), due
+    return replace(task, reason=Reason.WAITING_FOR_NODE, message=run.message), None
 
 
 def _attempt(run: Run) -> Attempt:

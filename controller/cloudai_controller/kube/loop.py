@@ -273,7 +273,7 @@ class Operator:
         try:
             pod = await self._api.create(self._pods_path, pod_of(resource, decision.task, decision.create, self._terms))
         except ApiError as error:
-            if error.status == 409 and error.reason == "AlreadyExists":
+            if error.already_exists:
                 if await self.facts.own_pod_is_there(name, resource["metadata"]["uid"]):
                     return 0.0
                 return await self._wait_for_pod(resource, decision, taken(name))

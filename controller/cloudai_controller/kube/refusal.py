@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cloudai.resources import Reason
+from cloudai.store.kube.denial import denied
 
 _WAITS = {
     "exceeded quota": Reason.QUOTA_EXCEEDED,
     "failed quota": Reason.QUOTA_EXCEEDED,
+    "status unknown for quota": Reason.WAITING_FOR_ADMISSION,
     "being terminated": Reason.WAITING_FOR_ADMISSION,
     "error looking up service account": Reason.WAITING_FOR_ADMISSION,
     "no api token found for service account": Reason.WAITING_FOR_ADMISSION,
@@ -29,17 +31,14 @@ class Refused:
 def refusal(status: int, words: str) -> Refused | None:
     """The API server's answer to a Pod's creation; None where it says nothing of the Pod itself."""
     lower = words.lower()
-    # A policy and a webhook may refuse with whatever status they like:
-    # https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/#response
-    denied = "denied request" in lower or "denied the request" in lower
     if status == 403 and any(sign in lower for sign in _OURS):
         return None
     for sign, reason in _WAITS.items():
         if sign in lower:
             return Refused(reason, f"The cluster does not admit its Pod yet: {words}", final=False)
-    if denied and (status == 429 or status >= 500):
+    if denied(words) and (status == 429 or status >= 500):
         return Refused(Reason.WAITING_FOR_ADMISSION, f"The cluster does not admit its Pod yet: {words}", final=False)
-    if denied or status in (400, 403, 422):
+    if denied(words) or status in (400, 403, 422):
         return Refused(Reason.POD_REFUSED, f"The cluster refuses its Pod: {words}", final=True)
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from cloudai.clock import now_ms
@@ -11,7 +11,7 @@ from cloudai.errors import CloudAIError
 from cloudai.resources import Reason
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.pods import FINALIZER
-from cloudai.store.kube.task_resource import API_VERSION, KIND
+from cloudai.store.kube.task_resource import API_VERSION, KIND, Json
 from cloudai_controller.kube.archive import Archive
 from cloudai_controller.kube.facts import Facts
 from cloudai_controller.kube.state import SeenPod
@@ -19,7 +19,6 @@ from cloudai_controller.kube.workqueue import WorkQueue
 
 TIDIERS = 8
 A_NODE = 4  # of these at most read from the same node: one that does not answer must not keep all others waiting
-TURN_SECONDS = 1.0  # until it is asked again whether it is a Pod's turn on its node
 PATIENCE_MS = 60_000  # an end may wait so long to be tidied up after, while others wait to be told of
 BUSY_SECONDS = 2.0  # until it is asked again whether that is over
 LOG_PATIENCE_MS = 300_000  # how long a log is tried to be read after its end, of a node that does not answer
@@ -47,7 +46,9 @@ class Tidying:
         self._is_busy = is_busy
         self._tidied = tidied
         self._queue = WorkQueue(self._tidy)
-        self._reading: Counter[str] = Counter()  # logs, by node
+        self._turns: Counter[str] = Counter()  # how many are taken, by node
+        self._given: dict[str, str] = {}  # keys that need not wait any more, and the node that they have a turn on
+        self._waiting: defaultdict[str, dict[str, bool]] = defaultdict(dict)  # by node, in order: whether it is urgent
         self._unread: dict[str, int] = {}  # by Pod: since when its log cannot be read
 
     async def run(self) -> None:
@@ -59,33 +60,56 @@ class Tidying:
         self._queue.add(f"{task}/{pod}")
 
     async def _tidy(self, key: str) -> float | None:
-        name, _, pod_name = key.partition("/")
-        pod, seen = self._facts.memory.pods_of(name).get(pod_name), self._facts.memory.tasks.get(name)
-        if pod is None or not pod.held or not pod.run.phase.terminal:
-            self._unread.pop(pod_name, None)
+        """Whoever had a turn gives it on, also where nothing was left to do: others wait for nothing else."""
+        node = self._given.pop(key, None)
+        try:
+            name, _, pod_name = key.partition("/")
+            pod, seen = self._facts.memory.pods_of(name).get(pod_name), self._facts.memory.tasks.get(name)
+            if pod is None or not pod.held or not pod.run.phase.terminal:
+                self._unread.pop(pod_name, None)
+                return None
+            urgent = pod.deleting or pod.run.reason in _REMOVED_SOON
+            if not urgent and self._is_busy() and now_ms() - (pod.run.finished_at or pod.run.created_at) < PATIENCE_MS:
+                return BUSY_SECONDS
+            if node is None and self._turns[pod.run.worker_id] >= A_NODE:
+                self._waiting[pod.run.worker_id][key] = urgent
+                return None
+            if node is None:
+                node = pod.run.worker_id
+                self._turns[node] += 1
+            if seen is not None and seen.uid == pod.owner:
+                await self._keep(
+                    pod_name, pod, {"apiVersion": API_VERSION, "kind": KIND, "name": name, "uid": seen.uid}
+                )
+            await self.release(pod_name, pod)
+            self._tidied(name)
             return None
-        urgent = pod.deleting or pod.run.reason in _REMOVED_SOON
-        if not urgent and self._is_busy() and now_ms() - (pod.run.finished_at or pod.run.created_at) < PATIENCE_MS:
-            return BUSY_SECONDS
-        node = pod.run.worker_id
-        if self._reading[node] >= A_NODE:
-            return TURN_SECONDS
-        if seen is not None and seen.uid == pod.owner:
-            owner = {"apiVersion": API_VERSION, "kind": KIND, "name": name, "uid": seen.uid}
-            at_last = now_ms() - self._unread.setdefault(pod_name, now_ms()) >= LOG_PATIENCE_MS
-            self._reading[node] += 1
-            try:
-                await self._archive.keep(pod, owner, at_last)
-            except (ApiError, CloudAIError) as error:
-                if not at_last:
-                    raise
-                log.warning("the log of %s is lost: %s", pod_name, error)
-            finally:
-                self._reading[node] -= 1
-            self._unread.pop(pod_name, None)
-        await self.release(pod_name, pod)
-        self._tidied(name)
-        return None
+        finally:
+            if node is not None:
+                self._give_on(node)
+
+    def _give_on(self, node: str) -> None:
+        """To the first urgent one that waits, else to the first one."""
+        waiting = self._waiting[node]
+        if waiting:
+            key = max(waiting, key=waiting.__getitem__)
+            del waiting[key]
+            self._given[key] = node
+            self._queue.add(key)
+        else:
+            self._turns[node] -= 1
+        if not waiting:
+            del self._waiting[node]
+
+    async def _keep(self, pod_name: str, pod: SeenPod, owner: Json) -> None:
+        at_last = now_ms() - self._unread.setdefault(pod_name, now_ms()) >= LOG_PATIENCE_MS
+        try:
+            await self._archive.keep(pod, owner, at_last)
+        except (ApiError, CloudAIError) as error:
+            if not at_last:
+                raise
+            log.warning("the log of %s is lost: %s", pod_name, error)
+        self._unread.pop(pod_name, None)
 
     async def release(self, pod_name: str, pod: SeenPod) -> None:
         """Let Kubernetes remove the Pod when it likes: nobody asks for its log any more."""

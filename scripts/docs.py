@@ -48,8 +48,10 @@ def configuration() -> str:
 def cli() -> str:
     lines = ["# Command line", "", NOTICE, ""]
     lines += [
-        "Exit statuses of the client commands: 0 done; 1 the server said no; 2 wrong usage; 3 no server there; 130 Ctrl-C.",
+        "Exit statuses of the client commands: 0 done; 1 the server said no, is no CloudAI, or the output cannot be written;",
+        "2 wrong usage; 3 no server there; 130 Ctrl-C.",
         "`submit --wait` and `wait` exit with the task's own status, or 125 where it ended without one.",
+        "A running task whose end was asked for is shown as `cancelling`; in JSON it is `running` with `cancel_requested`.",
     ]
     for name, command, context in commands(command_line, context_of(command_line, "cloudai")):
         lines += ["", f"## {name}", "", "```text", command.get_help(context).rstrip(), "```"]

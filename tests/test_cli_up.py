@@ -101,6 +101,14 @@ def refused(data_dir: Path, *flags: str) -> str:
     return done.stderr
 
 
+def test_a_damaged_memory_of_the_worker_is_told_in_a_line(data_dir: Path) -> None:
+    data_dir.mkdir()
+    (data_dir / "agent-w.json").write_text("{")
+    said = refused(data_dir, "--worker-id", "w", "--runtime", "process")
+    assert "remove it to join as a new worker" in said
+    assert "Traceback" not in said
+
+
 def test_the_block_says_where_it_is_and_which_runtime(up: Up) -> None:
     assert "runtime process: asked for" in up.block
     assert "WARNING" in up.block

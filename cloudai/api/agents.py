@@ -127,7 +127,7 @@ class AgentHub:
             if not over or await self._store.runs_of_worker(message.worker_id):
                 return _name_taken(message.worker_id)
         try:
-            await self._store.register_worker(_worker(message, self._settings), known.identity if known else None)
+            await self._store.register_worker(_worker(message, self._promised), known.identity if known else None)
         except NameTaken:  # by one that came at the same time
             return _name_taken(message.worker_id)
         return None
@@ -270,7 +270,7 @@ def _name_taken(worker_id: str) -> Refused:
     return Refused(code="name_taken", message=f"{text}, or wait until the lease has ended")
 
 
-def _worker(message: Register, settings: Settings) -> Worker:
+def _worker(message: Register, lease: int) -> Worker:
     now = now_ms()
     return Worker(
         worker_id=message.worker_id,
@@ -282,7 +282,7 @@ def _worker(message: Register, settings: Settings) -> Worker:
         last_heartbeat=now,
         ready=message.ready,
         problem=message.problem,
-        lease=_promised(settings),
+        lease=lease,
     )
 
 

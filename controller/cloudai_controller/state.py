@@ -118,10 +118,10 @@ class View:
         """From when on the worker counts as lost, if it stays silent; None for never. Its agent goes by the lease and grace
         that it was told when it joined, which may be others than are set now.
         """
-        known, heard = self.workers.get(worker_id), self.heard.get(worker_id)
-        promised = known.lease if known is not None else 0
         if self.terms.lease is None:
             return None
+        known, heard = self.workers.get(worker_id), self.heard.get(worker_id)
+        promised = known.lease if known is not None else 0
         silent_since = max(heard.read if heard else 0, self.observing_since)
         return silent_since + max(self.terms.lease + self.terms.grace, promised) + MARGIN + 1
 

@@ -95,9 +95,15 @@ class PrivateDocker:
 
     def shims(self) -> int:
         """How many containers it has or is about to have."""
-        return sum(
-            "containerd-shim" in " ".join(each) and str(self.directory) in " ".join(each) for each in _commands()
-        )
+        return sum("containerd-shim" in " ".join(command) for _, command in self._processes())
+
+    def _processes(self) -> Iterator[tuple[psutil.Process, list[str]]]:
+        """Those that name its directory, and their commands."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                command = process.cmdline()
+                if any(str(self.directory) in word for word in command):
+                    yield process, command
 
     @property
     def running(self) -> bool:
@@ -116,22 +122,15 @@ class PrivateDocker:
     def _clean(self) -> None:
         """End what a killed engine left, and give back its mounts and its files."""
         self.kill()
-        for process in psutil.process_iter():
+        for process, _ in self._processes():
             with contextlib.suppress(psutil.Error):
-                if any(str(self.directory) in word for word in process.cmdline()):
-                    for each in (*process.children(recursive=True), process):
-                        each.kill()
+                for each in (*process.children(recursive=True), process):
+                    each.kill()
         for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
             target = line.split()[1]
             if target.startswith(f"{self.directory}/"):
                 subprocess.run(["umount", "-l", target], check=False, capture_output=True)
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def _commands() -> Iterator[list[str]]:
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            yield process.cmdline()
 
 
 def answers(host: str) -> bool:

@@ -1,8 +1,9 @@
 """Requests to the Kubernetes API server, in plain JSON.
 
-The official client reads the configuration (a kubeconfig, or the service account inside a cluster), keeps its credentials
-fresh and holds the connections; its typed models, a third of a millisecond each, are not used. Every object that is made has
-a computed name, so that a request may be sent again after a fault: a create that has been done already says 409.
+The official client reads the configuration (a kubeconfig, or the service account inside a cluster), knows whom to trust and
+keeps the credentials fresh; its typed models and what it does around each request, half a millisecond each, are not used.
+Every object that is made has a computed name, so that a request may be sent again after a fault: a create that has been done
+already says 409.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from math import inf
 from typing import Any, TypeVar
 from urllib.request import getproxies
@@ -19,7 +22,8 @@ from urllib.request import getproxies
 import aiohttp
 import orjson
 from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config.config_exception import ConfigException
 from yaml import YAMLError
 
@@ -34,6 +38,7 @@ ONE_TRY = 30.0  # seconds that one try may take
 STREAMING = aiohttp.ClientTimeout(total=None, connect=10)
 LONGEST_PAUSE = 2.0
 CONNECTIONS = 256
+READ_AHEAD = 2**21  # bytes: an event of a watch may be large
 PAGE = 500
 MOST_CONFLICTS = 8
 MERGE = "application/merge-patch+json"
@@ -67,6 +72,15 @@ class NoCluster(Exception):
     """The settings lead to no cluster; the words say what to change."""
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the API server is and who asks; and the connections to it."""
+
+    configuration: Configuration
+    requests: aiohttp.ClientSession
+    streams: aiohttp.ClientSession
+
+
 class Api:
     """Made by `connect`. Every method raises ApiError for a refusal and `unavailable` when the server cannot be had.
 
@@ -75,15 +89,13 @@ class Api:
 
     def __init__(
         self,
-        client: ApiClient,
-        streams: ApiClient,
+        endpoint: Endpoint,
         *,
         one_try: float = ONE_TRY,
         patience: float = PATIENCE,
         before_write: Callable[[], float] = lambda: ONE_TRY,
     ) -> None:
-        self._client = client
-        self._streams = streams
+        self._endpoint = endpoint
         self._one_try = one_try
         self._patience = patience
         self._before_write = before_write
@@ -98,18 +110,17 @@ class Api:
         """The same server with other limits, in seconds. `before_write` is asked before each try of a write: it returns
         the seconds that the try may take, or raises to keep it from being sent.
         """
-        return Api(self._client, self._streams, one_try=one_try, patience=patience, before_write=before_write)
+        return Api(self._endpoint, one_try=one_try, patience=patience, before_write=before_write)
 
     @property
     def configuration(self) -> Configuration:
         """Where the API server is and who asks; its credentials are kept fresh."""
-        configuration: Configuration = self._client.configuration
-        return configuration
+        return self._endpoint.configuration
 
     async def close(self) -> None:
         """End every connection."""
-        await self._client.close()  # type: ignore[no-untyped-call]
-        await self._streams.close()  # type: ignore[no-untyped-call]
+        await self._endpoint.requests.close()
+        await self._endpoint.streams.close()
 
     async def get(self, path: str, **query: str | int) -> Json:
         """One object, or what else is at that path."""
@@ -155,7 +166,7 @@ class Api:
     @contextlib.asynccontextmanager
     async def stream(self, path: str, **query: str | int) -> AsyncIterator[aiohttp.StreamReader]:
         """The body of an answer that goes on: a watch, a log. Raises also what aiohttp raises when it breaks off."""
-        response = await self._answered(self._streams, "GET", path, query, None, _itself)
+        response = await self._answered(self._endpoint.streams, "GET", path, query, None, _itself)
         try:
             yield response.content
         finally:
@@ -174,11 +185,11 @@ class Api:
             await asyncio.sleep(_pause(tries))
 
     async def _json(self, method: str, path: str, query: Mapping[str, str | int], body: Json | None = None) -> Json:
-        return _document(await self._answered(self._client, method, path, query, body, _body))
+        return _document(await self._answered(self._endpoint.requests, method, path, query, body, _body))
 
     async def _answered(
         self,
-        client: ApiClient,
+        session: aiohttp.ClientSession,
         method: str,
         path: str,
         query: Mapping[str, str | int],
@@ -187,7 +198,7 @@ class Api:
     ) -> _T:
         """What is `taken` from the answer, tried again after faults that pass."""
         clock = asyncio.get_running_loop().time
-        began, tries = clock(), 0
+        began, tries, streams = clock(), 0, session is self._endpoint.streams
         while True:
             tries += 1
             seconds = self._one_try if method == "GET" else min(self._one_try, self._before_write())
@@ -195,15 +206,15 @@ class Api:
             whole = aiohttp.ClientTimeout(total=seconds, ceil_threshold=inf)
             try:
                 async with asyncio.timeout(seconds):
-                    limit = STREAMING if client is self._streams else whole
-                    response = await self._send(client, method, path, query, body, limit)
+                    limit = STREAMING if streams else whole
+                    response = await self._send(session, method, path, query, body, limit)
                 if response.status < 400:
                     return await taken(response)
                 refusal = ApiError(response.status, _document(await _body(response)))
             except _FAULTS as error:
                 pause, words = _pause(tries), f"the Kubernetes API cannot be reached: {_words(error)}"
             else:
-                no_log = client is self._streams and response.status == 500 and clock() - began > NO_LOG_SECONDS
+                no_log = streams and response.status == 500 and clock() - began > NO_LOG_SECONDS
                 if no_log or response.status not in _PASSING or "webhook" in refusal.message:  # whose fault may last
                     raise refusal
                 pause, words = _asked_pause(response) or _pause(tries), f"the Kubernetes API says {refusal}"
@@ -213,24 +224,27 @@ class Api:
 
     async def _send(
         self,
-        client: ApiClient,
+        session: aiohttp.ClientSession,
         method: str,
         path: str,
         query: Mapping[str, str | int],
         body: Json | None,
         timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        content = MERGE if method == "PATCH" else "application/json"
-        headers = {"Accept": "application/json", "Content-Type": content}
-        method, url, headers, _, _ = await client.param_serialize(
+        configuration = self._endpoint.configuration
+        headers = {"Content-Type": MERGE if method == "PATCH" else "application/json"}
+        credential = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        if credential:
+            headers["Authorization"] = credential
+        return await session.request(
             method,
-            path,
-            query_params=list(query.items()),
-            header_params=headers,
-            auth_settings=["BearerToken"],
+            configuration.host + path,
+            params=query or None,
+            data=None if body is None else orjson.dumps(body),
+            headers=headers,
+            timeout=timeout,
+            server_hostname=configuration.tls_server_name or None,
         )
-        answer = await client.call_api(method, url, headers, body, _request_timeout=timeout)
-        return answer.response  # type: ignore[no-any-return]
 
 
 async def connect(settings: Settings) -> Api:
@@ -247,11 +261,22 @@ async def connect(settings: Settings) -> Api:
     except (ConfigException, OSError, ValueError, TypeError, AttributeError, KeyError, YAMLError) as error:
         words = _words(error) if isinstance(error, ConfigException) else "the kubeconfig is none"
         raise NoCluster(f"no Kubernetes cluster: {words}; name a kubeconfig with --kubeconfig or KUBECONFIG") from None
-    configuration.connection_pool_maxsize = CONNECTIONS
-    configuration.retries = None
-    # aiohttp would read the environment and ~/.netrc anew for every request.
-    configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
-    return Api(ApiClient(configuration), ApiClient(configuration))
+    trust = RESTClientObject(configuration)
+    return Api(Endpoint(configuration, _session(trust), _session(trust)))
+
+
+def _session(trust: RESTClientObject) -> aiohttp.ClientSession:
+    """Connections that trust whom the configuration trusts. The API server notes the first word of the agent as the one who
+    wrote a field.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=trust.ssl_context),
+        headers={"Accept": "application/json", "User-Agent": f"cloudai/{version('cloudai')}"},
+        read_bufsize=READ_AHEAD,
+        proxy=trust.proxy,
+        # Only where it says something: aiohttp would read the environment and ~/.netrc anew for every request.
+        trust_env=bool(getproxies()),
+    )
 
 
 def as_unavailable(error: ApiError) -> CloudAIError:

@@ -15,7 +15,6 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from math import inf
 from typing import Any, TypeVar
 from urllib.request import getproxies
 
@@ -35,7 +34,7 @@ from cloudai.store.kube.task_resource import Json
 PATIENCE = 10.0  # seconds a request is tried again after faults that pass
 NO_LOG_SECONDS = 1.0  # after which a 500 is believed of a log: a kubelet that has none says that, too
 ONE_TRY = 30.0  # seconds that one try may take
-STREAMING = aiohttp.ClientTimeout(total=None, connect=10)
+ENDLESS = aiohttp.ClientTimeout(total=None, sock_connect=10)  # what each try may take is limited here, to the moment
 LONGEST_PAUSE = 2.0
 CONNECTIONS = 256
 READ_AHEAD = 2**21  # bytes: an event of a watch may be large
@@ -202,15 +201,12 @@ class Api:
         while True:
             tries += 1
             seconds = self._one_try if method == "GET" else min(self._one_try, self._before_write())
-            # Whole, because a try must not last longer than it may; aiohttp would round it up.
-            whole = aiohttp.ClientTimeout(total=seconds, ceil_threshold=inf)
             try:
                 async with asyncio.timeout(seconds):
-                    limit = STREAMING if streams else whole
-                    response = await self._send(session, method, path, query, body, limit)
-                if response.status < 400:
-                    return await taken(response)
-                refusal = ApiError(response.status, _document(await _body(response)))
+                    response = await self._send(session, method, path, query, body)
+                    if response.status < 400:
+                        return await taken(response)
+                    refusal = ApiError(response.status, _document(await _body(response)))
             except _FAULTS as error:
                 pause, words = _pause(tries), f"the Kubernetes API cannot be reached: {_words(error)}"
             else:
@@ -229,7 +225,6 @@ class Api:
         path: str,
         query: Mapping[str, str | int],
         body: Json | None,
-        timeout: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
         configuration = self._endpoint.configuration
         headers = {"Content-Type": MERGE if method == "PATCH" else "application/json"}
@@ -242,7 +237,6 @@ class Api:
             params=query or None,
             data=None if body is None else orjson.dumps(body),
             headers=headers,
-            timeout=timeout,
             server_hostname=configuration.tls_server_name or None,
         )
 
@@ -273,6 +267,7 @@ def _session(trust: RESTClientObject) -> aiohttp.ClientSession:
         connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=trust.ssl_context),
         headers={"Accept": "application/json", "User-Agent": f"cloudai/{version('cloudai')}"},
         read_bufsize=READ_AHEAD,
+        timeout=ENDLESS,
         proxy=trust.proxy,
         # Only where it says something: aiohttp would read the environment and ~/.netrc anew for every request.
         trust_env=bool(getproxies()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import ROUND_CEILING, Decimal
+from functools import lru_cache
 
 _SUFFIXES = {
     "n": Decimal("1e-9"),
@@ -39,11 +40,13 @@ def parse(quantity: str | int | float) -> Decimal:
     return amount * _SUFFIXES[match[3] or ""]
 
 
+@lru_cache
 def milli(quantity: str | int | float) -> int:
     """Thousandths, rounded up as Kubernetes does; at most the largest number of 64 bits."""
     return min(LARGEST, int((parse(quantity) * 1000).to_integral_value(ROUND_CEILING)))
 
 
+@lru_cache
 def whole(quantity: str | int | float) -> int:
     """Units (bytes, devices), rounded up; at most the largest number of 64 bits."""
     return min(LARGEST, int(parse(quantity).to_integral_value(ROUND_CEILING)))

@@ -97,7 +97,8 @@ class Operator:
         return len(self._queue) + len(self._moved_at) > BUSY
 
     def _changed(self, name: str) -> None:
-        self._moved_at.pop(name, None)
+        if self._moved_at.pop(name, None) is not None:
+            self._queue.forget(name)  # the look that it waits for comes now, and says when the next one is due
         self._queue.add(name)
 
     def _moved(self, name: str) -> None:

@@ -116,11 +116,10 @@ class Memory:
 
     def put_task(self, resource: Mapping[str, Any]) -> bool:
         """The Task as it is now."""
-        name, now = resource["metadata"]["name"], seen_task(resource)
-        before = self.tasks.get(name)
-        if not self._is_news(now, before):
+        name = resource["metadata"]["name"]
+        if not self._is_news(resource, self.tasks.get(name)):
             return False
-        self.tasks[name] = now
+        self.tasks[name] = seen_task(resource)
         return True
 
     def drop_task(self, name: str, uid: str, version: float = inf) -> bool:
@@ -136,11 +135,10 @@ class Memory:
         attempt = attempt_of(pod)
         if attempt is None:
             return False
-        (task, _), name, now = attempt, pod["metadata"]["name"], seen_pod(pod)
-        before = self.pods[task].get(name) if task in self.pods else None
-        if not self._is_news(now, before):
+        (task, _), name = attempt, pod["metadata"]["name"]
+        if not self._is_news(pod, self.pods[task].get(name) if task in self.pods else None):
             return False
-        self.pods[task][name] = now
+        self.pods[task][name] = seen_pod(pod)
         return True
 
     def drop_pod(self, task: str, name: str, uid: str, version: float = inf) -> bool:
@@ -173,8 +171,11 @@ class Memory:
         if task is not None and task.finished_at is not None:
             self.tasks[name] = SeenTask(task.uid, task.version, None, task.finished_at)
 
-    def _is_news(self, now: SeenTask | SeenPod, before: SeenTask | SeenPod | None) -> bool:
-        return now.version > max(self._gone.get(now.uid, 0), before.version if before is not None else 0)
+    def _is_news(self, now: Mapping[str, Any], before: SeenTask | SeenPod | None) -> bool:
+        meta = now["metadata"]
+        return int(meta["resourceVersion"]) > max(
+            self._gone.get(meta["uid"], 0), 0 if before is None else before.version
+        )
 
     def _deleted(self, uid: str, version: float) -> None:
         self._gone[uid] = version

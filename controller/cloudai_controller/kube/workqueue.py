@@ -60,7 +60,8 @@ class WorkQueue:
             return
         self._due[key] = due
         heapq.heappush(self._heap, (due, key))
-        self._earlier.set()
+        if self._heap[0] == (due, key):
+            self._earlier.set()
 
     def forget(self, key: str) -> None:
         """Nothing is to be done about the key later."""

@@ -44,13 +44,17 @@ class Health:
 
     async def _judge(self) -> dict[str, str]:
         try:
-            async with asyncio.timeout(ANSWER):
+            async with asyncio.timeout(ANSWER) as limit:
                 await self._store.ping()
-                problem = await self._lead.problem()
         except TimeoutError:
             return {"store": f"does not answer within {ANSWER:g} s", "controller": UNKNOWN}
         except CloudAIError as error:
             return {"store": str(error), "controller": UNKNOWN}
+        try:
+            async with asyncio.timeout_at(limit.when()):
+                problem = await self._lead.problem()
+        except (TimeoutError, CloudAIError):
+            problem = "unknown: the store does not say in time"
         return {"store": "ok", "controller": problem or "ok"}
 
     async def metrics(self, _: Request) -> Response:

@@ -44,6 +44,8 @@ class Faulty:
         self.absent: str | None = None  # the end of paths that are not there
         self.due: dict[str, str] = {}  # how the next watch of a path that ends so goes wrong: as in KINDS, or `silent`
         self.silenced = asyncio.Event()
+        self.answers = asyncio.Event()  # until then requests wait; what is watched goes on
+        self.answers.set()
         self._over = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -73,6 +75,8 @@ class Faulty:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         if self.absent is not None and request.path.endswith(self.absent):
             return _refusal(404, "NotFound")
+        if "watch" not in request.query:
+            await self.answers.wait()
         fault = self._fault(request)
         match fault:
             case "slow":

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.client import ClientConnection
 
+from cloudai.api import health
 from cloudai.settings import Settings
-from cloudai.store.kube import watch
+from cloudai.store.kube import store, watch
 from tests.api.conftest import OBEDIENT, Facade, error_of, facing
 from tests.api.test_telemetry import listening, told
 from tests.kube.faulty import KINDS, Faulty
@@ -61,6 +62,27 @@ async def test_it_hears_of_tasks_again_after_its_watches_fell_silent(
                     if name in {change.key for change in changes}:
                         break
     assert not faulty.due
+
+
+async def test_an_api_server_that_is_slow_takes_no_replica_out_of_service(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "FRESH", -1.0)
+    with place.almighty(tmp_path) as almighty:
+        faulty = Faulty(almighty)
+        async with faulty.serving(tmp_path) as kubeconfig:
+            through = replace(place, kube=replace(place.kube, kubeconfig=kubeconfig))
+            async with on_kubernetes(through, operated=False) as world, facing(world, SETTINGS) as facade:
+                faulty.answers.clear()
+                slow = await facade.http.get("/readyz")
+                monkeypatch.setattr(store, "HEARD_SECONDS", 0.0)
+                away = await facade.http.get("/readyz")
+                faulty.answers.set()
+                back = await facade.http.get("/readyz")
+    assert (slow.status_code, slow.json()["checks"]["store"]) == (200, "ok")
+    assert "does not say in time" in slow.json()["checks"]["controller"]
+    assert (away.status_code, back.status_code) == (503, 200)
+    assert "has not answered for" in away.json()["checks"]["store"]
 
 
 @pytest.mark.timeout(900)

@@ -33,6 +33,9 @@ from cloudai.store.protocol import Change, Idempotency, Lease, LogSlice, TaskPag
 
 SYNC_SECONDS = 100.0  # how long a start may take until everything was listed once: large clusters have many Pods
 POLL_SECONDS = 10.0  # between looks at the nodes' leases, which cache.py counts, and usage
+PING_PATIENCE = 1.0  # of who probes, with refusals that pass
+SLOW_SECONDS = 1.5  # after which who probes is told what the last look at the leases showed
+HEARD_SECONDS = 60.0  # since that look, after which the API server counts as away
 CANCEL_SECONDS = 1.0  # how long a cancel of a task that never started waits for the operator's word
 LOG_SECONDS, LOG_AGAIN_SECONDS = (
     30.0,
@@ -74,6 +77,7 @@ class KubernetesStore:
         self._nodes = NodeCache(self._revisions, self._pods, settings.gpu_resource)
         self._logs = PodLogs(api, self._namespace)
         self._last_id = 0
+        self._heard_at = float("-inf")
         self.cluster_id = ""
         self._works: list[asyncio.Task[None]] = []
         self._synced: list[asyncio.Event] = []
@@ -97,6 +101,7 @@ class KubernetesStore:
                 await waits
         except TimeoutError:
             raise unavailable("the Kubernetes API did not list tasks, pods and nodes in time") from None
+        self._heard_at = time.monotonic()
 
     async def _identity(self) -> str:
         """The namespace's: another one of the same name has other tasks."""
@@ -242,6 +247,7 @@ class KubernetesStore:
             try:
                 pages = self._api.pages(f"{LEASES}/kube-node-lease/leases", resourceVersion="0")
                 self._nodes.heard({one["metadata"]["name"]: _renewed(one) async for page, _ in pages for one in page})
+                self._heard_at = time.monotonic()
                 self._nodes.used(await self._usage())
             except (ApiError, CloudAIError, *ODD) as error:
                 log.warning("the nodes' leases cannot be read: %s", error)
@@ -331,15 +337,22 @@ class KubernetesStore:
         return Lease(name, holder, spec.get("leaseTransitions", 0), int(lease["metadata"]["resourceVersion"]))
 
     async def ping(self) -> None:
-        """Also that everything was listed: a cache that knows nothing must not answer."""
+        """Also that everything was listed: a cache that knows nothing must not answer. An API server that is slow is not away:
+        all replicas have the same one, and if none were ready its slowness would become an outage.
+        """
         if not all(event.is_set() for event in self._synced):
             raise unavailable("the Kubernetes API has not listed everything yet")
         if any(work.done() for work in self._works):
             raise unavailable("what is known of the cluster is not kept up to date any more: restart this process")
         try:
-            await self._api.get("/version")
+            async with asyncio.timeout(SLOW_SECONDS):
+                await self._api.bound(patience=PING_PATIENCE).get("/version")
         except ApiError as error:
             raise as_unavailable(error) from None
+        except TimeoutError:
+            silent = time.monotonic() - self._heard_at
+            if silent > HEARD_SECONDS:
+                raise unavailable(f"the Kubernetes API has not answered for {silent:.0f} s") from None
 
 
 def _possible(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cloudai.resources import NOTHING, Reason, Resources, Run, RunPhase
 from cloudai.store.kube import quantity
-from cloudai.store.kube.task_resource import ATTEMPT_LABEL, GROUP, KIND, TASK_LABEL, USER_LABEL, millis
+from cloudai.store.kube.task_resource import ATTEMPT_LABEL, GROUP, KIND, TASK_LABEL, millis
 
 CONTAINER = "task"
 FINALIZER = "cloudai.dev/evidence"  # holds a Pod until its end and its log are kept
@@ -106,7 +106,7 @@ def run_of(pod: Mapping[str, Any], resources: Resources = NOTHING) -> Run:
         task_id=task_id,
         attempt=attempt,
         worker_id=spec.get("nodeName") or "",
-        user_id=(meta.get("annotations") or {}).get(USER_LABEL, ""),
+        user_id="",  # the Task says it
         image=_image(pod),
         command=None,
         resources=resources,

@@ -239,7 +239,12 @@ class KubernetesStore:
 
     async def runs_of_worker(self, worker_id: str) -> list[Run]:
         runs = [held.run for held in self._pods.on(worker_id) if held.run is not None and not held.run.phase.terminal]
-        return sorted(runs, key=lambda run: (run.created_at, run.run_id))
+        return sorted(map(self._owned, runs), key=lambda run: (run.created_at, run.run_id))
+
+    def _owned(self, run: Run) -> Run:
+        """With its user, as the Task says."""
+        task = self._tasks.get(run.task_id)
+        return run if task is None else replace(run, user_id=task.spec.user_id)
 
     async def _poll(self) -> None:
         """Heartbeats are the nodes' leases, which are not watched: each is renewed every ten seconds."""

@@ -117,7 +117,8 @@ def _in_order(task: Task, run: Run) -> Run:
     """Kubernetes tells whole seconds, rounded down; nothing of an attempt was before its task."""
     began = None if run.started_at is None else max(run.started_at, task.created_at)
     over = None if run.finished_at is None else max(run.finished_at, task.created_at)
-    return replace(run, started_at=began, finished_at=over)
+    same = began == run.started_at and over == run.finished_at
+    return run if same else replace(run, started_at=began, finished_at=over)
 
 
 def _as_noted(task: Task, run: Run) -> Run:

@@ -319,4 +319,4 @@ def _differs(before: Task, after: Task) -> bool:
     """Whether the change is worth a write: other words for the same reason are not."""
     if after.status is TaskStatus.QUEUED and after.reason == Reason.WAITING_FOR_CAPACITY:
         after = replace(after, reason=before.reason)
-    return replace(before, message=None) != replace(after, message=None)
+    return before != replace(after, message=before.message)

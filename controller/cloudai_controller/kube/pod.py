@@ -9,7 +9,7 @@ from typing import Any
 from cloudai.resources import Task, run_id
 from cloudai.store.kube import quantity
 from cloudai.store.kube.pods import CONTAINER, FINALIZER
-from cloudai.store.kube.task_resource import API_VERSION, ATTEMPT_LABEL, KIND, TASK_LABEL, USER_LABEL, Json
+from cloudai.store.kube.task_resource import API_VERSION, ATTEMPT_LABEL, KIND, TASK_LABEL, Json
 
 UNREACHABLE_SECONDS = 300  # Kubernetes' own default, written out: how long a silent node keeps its Pods
 _COPIED = (
@@ -64,7 +64,7 @@ def pod_of(resource: Mapping[str, Any], task: Task, attempt: int, terms: PodTerm
             "name": run_id(task.task_id, attempt),
             "namespace": meta["namespace"],
             "labels": labels,
-            "annotations": {**(wish.get("annotations") or {}), USER_LABEL: task.spec.user_id},
+            **({"annotations": wish["annotations"]} if wish.get("annotations") else {}),
             "ownerReferences": [owner],
             "finalizers": [FINALIZER],
         },

@@ -57,6 +57,8 @@ class Server:
         self.reads = 0
         self.silent: dict[str, asyncio.Event] = {}  # Pods whose node does not answer before that
         self.breaks = 0  # answers with a log that break off in their midst
+        self.stalls = 0  # and those that bring nothing more from there on
+        self.over = asyncio.Event()
         self._news = asyncio.Event()
 
     async def until(self, true: Callable[[], bool]) -> None:
@@ -81,11 +83,15 @@ class Server:
         if name in self.silent:
             await self.silent[name].wait()
         data = self.logs.get(name)
-        if data is not None and self.breaks:
-            self.breaks -= 1
+        if data is not None and (self.breaks or self.stalls):
             answer = web.StreamResponse(headers={"Content-Length": str(len(data))})
             await answer.prepare(request)
             await answer.write(data[:3])
+            if self.stalls:
+                self.stalls -= 1
+                await self.over.wait()
+                return answer
+            self.breaks -= 1
             assert request.transport is not None
             request.transport.close()
             return answer
@@ -149,6 +155,26 @@ async def test_what_was_followed_until_it_broke_off_is_kept_at_last_of_a_dead_no
             await archive.keep(found, TASK)
         assert server.kept == []
         await archive.keep(found, TASK, at_last=True)
+    assert server.kept == [b"wor" + archives.BROKEN]
+
+
+async def test_what_was_followed_until_it_hung_is_kept_at_last_of_a_dead_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "END_SECONDS", 0.2)
+    monkeypatch.setattr(archives, "READ_SECONDS", 0.2)
+    server, found = Server(t_1=b"words"), seen_pod(ending())
+    server.stalls = 1
+    async with api_of(server.handle, tmp_path) as api:
+        archive = Archive(api, "here", lambda _: True)
+        await followed(archive, found, server)
+        server.silent["t-1"] = asyncio.Event()
+        with pytest.raises(CloudAIError):
+            await archive.keep(found, TASK)
+        assert server.kept == []
+        await archive.keep(found, TASK, at_last=True)
+        archive.forget(found)
+        server.over.set()
     assert server.kept == [b"wor" + archives.BROKEN]
 
 

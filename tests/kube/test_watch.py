@@ -71,6 +71,29 @@ async def test_a_server_that_ends_every_watch_is_asked_more_and_more_seldom(tmp_
     assert all(pause >= 0.01 * 2**failures for failures, pause in enumerate(pauses, start=1))
 
 
+async def test_a_fault_of_who_keeps_what_is_told_is_made_good_by_a_list(tmp_path: Path) -> None:
+    class Faulty(Names):
+        faults = 0
+
+        def only(self, keys: Set[Key], version: int) -> None:
+            self.faults += 1
+            if self.faults == 1:
+                raise RuntimeError("a fault")
+            super().only(keys, version)
+
+    names, all_listed = Faulty(), asyncio.Event()
+
+    async def serve(request: web.Request) -> web.Response:
+        return listed("one") if "watch" not in request.query else web.json_response({}, status=500)
+
+    async with api_of(serve, tmp_path) as api:
+        following = asyncio.ensure_future(follow(api, "/things", names, all_listed.set))
+        await all_listed.wait()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert (names.known, names.faults) == ({"one"}, 2)
+
+
 async def test_an_object_that_is_not_understood_keeps_nobody_from_the_others(tmp_path: Path) -> None:
     names, told = Names(), asyncio.Event()
 

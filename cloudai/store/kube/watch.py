@@ -67,6 +67,9 @@ async def follow(api: Api, path: str, follower: Follower, listed: Callable[[], N
             version = None
         except (CloudAIError, aiohttp.ClientError, TimeoutError, OSError) as error:
             log.info("the watch of %s broke off and is taken up again: %s", path, error)
+        except Exception:  # a fault of ours: what is known grows old unless somebody goes on following
+            log.exception("%s is listed again", path)
+            version = None
         # Whatever brings nothing new is not asked for without pause, whether it failed or ended at once.
         lasted = asyncio.get_running_loop().time() - began > STEADY_SECONDS
         failures = 0 if lasted or (before is not None and version not in (before, None)) else failures + 1

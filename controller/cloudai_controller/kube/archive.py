@@ -32,7 +32,10 @@ class _Read(NamedTuple):
 
 
 class _Following(NamedTuple):
+    """`heard`: what it has brought so far."""
+
     pod: SeenPod
+    heard: bytearray
     reading: asyncio.Task[_Read]
 
 
@@ -52,7 +55,9 @@ class Archive:
         for one in [one.pod for one in self._followed.values() if not self._is_known(one.pod)]:
             self.forget(one)
         if len(self._followed) < MOST_FOLLOWED:
-            self._followed[pod.uid] = _Following(pod, asyncio.ensure_future(self._read_on(pod.run.run_id)))
+            heard = bytearray()
+            reading = asyncio.ensure_future(self._read_on(pod.run.run_id, heard))
+            self._followed[pod.uid] = _Following(pod, heard, reading)
 
     async def keep(self, pod: SeenPod, task: Json, at_last: bool = False) -> None:
         """Keep the log of an attempt that has ended. Raises ApiError and `unavailable` when it cannot be read or kept now;
@@ -61,7 +66,7 @@ class Archive:
         read = await self._followed_to_the_end(pod)
         if not read.whole and pod.run.started_at is not None:
             try:
-                again = await self._read(pod.run.run_id, READ_SECONDS)
+                again = await self._read(pod.run.run_id, READ_SECONDS, bytearray())
             except (ApiError, CloudAIError):
                 if not (at_last and read.data):
                     raise
@@ -90,21 +95,22 @@ class Archive:
         """What following has brought; its end comes at once after the container's, or never."""
         if pod.uid not in self._followed:
             return _Read(b"", False)
-        reading = self._followed[pod.uid].reading
-        await asyncio.wait([reading], timeout=END_SECONDS)
-        return reading.result() if reading.done() and not reading.cancelled() else _Read(b"", False)
+        following = self._followed[pod.uid]
+        await asyncio.wait([following.reading], timeout=END_SECONDS)
+        done = following.reading.done() and not following.reading.cancelled()
+        return following.reading.result() if done else _log(following.heard, whole=False)
 
-    async def _read_on(self, run_id: str) -> _Read:
+    async def _read_on(self, run_id: str, heard: bytearray) -> _Read:
         """What cannot be followed is read after its end."""
         try:
-            return await self._read(run_id, FOLLOW_SECONDS, follow="true")
+            return await self._read(run_id, FOLLOW_SECONDS, heard, follow="true")
         except (ApiError, CloudAIError):
             return _Read(b"", False)
 
-    async def _read(self, run_id: str, seconds: float, **query: str) -> _Read:
-        """Nothing where there is no log any more. Raises ApiError, or `unavailable` where not a byte came in time."""
+    async def _read(self, run_id: str, seconds: float, data: bytearray, **query: str) -> _Read:
+        """The log, taken into `data`. Nothing where there is no log any more. Raises ApiError, or `unavailable` where not a byte came in time."""
         asked: dict[str, str | int] = {"container": CONTAINER, "limitBytes": LONGEST + 1, **query}
-        data, whole = bytearray(), True
+        whole = True
         try:
             path = log_path(self._namespace, run_id)
             async with asyncio.timeout(seconds), self._api.stream(path, **asked) as stream:
@@ -117,9 +123,14 @@ class Archive:
             if not data:
                 raise unavailable(f"the log of {run_id} broke off: {error or type(error).__name__}") from None
             whole = False
-        if is_removed(data):
-            data.clear()
-        return _Read(_shortened(bytes(data), LONGEST) if len(data) > LONGEST else bytes(data), whole)
+        return _log(data, whole)
+
+
+def _log(data: bytearray, whole: bool) -> _Read:
+    """Without what the kubelet says of a log that it has not any more."""
+    if is_removed(data):
+        return _Read(b"", whole)
+    return _Read(_shortened(bytes(data), LONGEST) if len(data) > LONGEST else bytes(data), whole)
 
 
 def _body(run: Run, task: Json, data: bytes) -> Json:

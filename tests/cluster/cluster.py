@@ -112,8 +112,9 @@ def start(directory: Path, programs: Mapping[str, Path], played: int = 3, *, die
         _control_plane(cluster, programs)
         _real_node(cluster, programs)
         _played_nodes(cluster, programs, played)
-        wait = ["wait", "--for=condition=Ready", "nodes", "--all", f"--timeout={PATIENCE:.0f}s"]
-        kubectl(cluster, programs, *wait)
+        patience = f"--timeout={PATIENCE:.0f}s"
+        kubectl(cluster, programs, "wait", "--for=create", f"node/{NODE}", patience)
+        kubectl(cluster, programs, "wait", "--for=condition=Ready", "nodes", "--all", patience)
     except BaseException:
         cluster.stop()
         raise

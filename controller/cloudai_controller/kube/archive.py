@@ -108,7 +108,9 @@ class Archive:
             return _Read(b"", False)
 
     async def _read(self, run_id: str, seconds: float, data: bytearray, **query: str) -> _Read:
-        """The log, taken into `data`. Nothing where there is no log any more. Raises ApiError, or `unavailable` where not a byte came in time."""
+        """The log, taken into `data`; nothing where there is none any more. Raises ApiError, or `unavailable` where not a byte
+        came in time.
+        """
         asked: dict[str, str | int] = {"container": CONTAINER, "limitBytes": LONGEST + 1, **query}
         whole = True
         try:

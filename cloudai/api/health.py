@@ -53,8 +53,10 @@ class Health:
         try:
             async with asyncio.timeout_at(limit.when()):
                 problem = await self._lead.problem()
-        except (TimeoutError, CloudAIError):
+        except TimeoutError:
             problem = "unknown: the store does not say in time"
+        except CloudAIError as error:
+            problem = f"unknown: {error}"
         return {"store": "ok", "controller": problem or "ok"}
 
     async def metrics(self, _: Request) -> Response:

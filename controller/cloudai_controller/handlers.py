@@ -134,7 +134,7 @@ class _NothingRemembered(inventory.ResourceMemories):
 
 
 async def connection(api: Api) -> kopf.ConnectionInfo:
-    """The way that the operator's own requests take."""
+    """The way that the operator's own requests take; only another name for TLS than the host's is nothing that kopf knows."""
     configuration = api.configuration
     credential = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
     scheme, _, token = (credential or "").rpartition(" ")
@@ -146,4 +146,5 @@ async def connection(api: Api) -> kopf.ConnectionInfo:
         private_key_path=configuration.key_file,
         scheme=scheme or None,
         token=token or None,
+        proxy_url=configuration.proxy or None,
     )

@@ -10,6 +10,7 @@ import pytest
 
 from cloudai.api import health, lead
 from cloudai.clock import now_ms
+from cloudai.errors import unavailable
 from cloudai.resources import GIB, Resources, Run, TaskSpec, TaskStatus, Worker
 from cloudai.settings import Settings
 from cloudai.store.protocol import Lease
@@ -84,6 +85,18 @@ async def test_a_leader_that_gave_up_its_lead_leads_no_more(store: SqlStore, set
     await store.put_lease(Lease("controller", "", 1, 0), 0)
     _, verdict = await asked(store, settings)
     assert "nobody leads" in verdict["checks"]["controller"]
+
+
+async def test_why_it_is_not_known_who_leads_is_told(
+    store: SqlStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refusing(_: str) -> Lease | None:
+        raise unavailable("leases are forbidden")
+
+    monkeypatch.setattr(store, "get_lease", refusing)
+    status, verdict = await asked(store, settings)
+    assert (status, verdict["checks"]["store"]) == (200, "ok")
+    assert "leases are forbidden" in verdict["checks"]["controller"]
 
 
 async def test_without_a_controller_tasks_say_so(store: SqlStore, settings: Settings) -> None:

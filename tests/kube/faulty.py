@@ -44,8 +44,7 @@ class Faulty:
         self.absent: str | None = None  # the end of paths that are not there
         self.due: dict[str, str] = {}  # how the next watch of a path that ends so goes wrong: as in KINDS, or `silent`
         self.silenced = asyncio.Event()
-        self.answers = asyncio.Event()  # until then requests wait; what is watched goes on
-        self.answers.set()
+        self.always = ""  # what is wrong with every request, as in KINDS or `hangs`; what is watched goes on
         self._over = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -75,10 +74,10 @@ class Faulty:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         if self.absent is not None and request.path.endswith(self.absent):
             return _refusal(404, "NotFound")
-        if "watch" not in request.query:
-            await self.answers.wait()
-        fault = self._fault(request)
+        fault = self.always if self.always and "watch" not in request.query else self._fault(request)
         match fault:
+            case "hangs":
+                await self._over.wait()
             case "slow":
                 await asyncio.sleep(0.5)
             case "busy":

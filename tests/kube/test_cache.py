@@ -17,6 +17,7 @@ from cloudai.store.kube.revisions import Revisions
 from cloudai.store.kube.store import KubernetesStore
 from cloudai.store.kube.task_resource import Json, instant
 from tests.kube.stub import api_of, refused
+from tests.kube.test_pods import pod
 
 
 def task(uid: str, version: int) -> Json:
@@ -53,9 +54,10 @@ def test_nor_does_one_of_an_older_task_of_the_same_name_replace_the_new_one() ->
 
 
 class Server:
-    """Nothing but one node that renews its Lease, by a clock that is an hour late, as often as somebody looks."""
+    """Nothing but these, and one node that renews its Lease, by a clock that is an hour late, as often as somebody looks."""
 
-    def __init__(self) -> None:
+    def __init__(self, **collections: Json) -> None:
+        self._collections = collections
         self.renews, self.away, self.looks = True, False, 0
         self._clock = now_ms() - 3_600_000
         self._looked = asyncio.Event()
@@ -77,7 +79,8 @@ class Server:
             await watch.prepare(request)
             await asyncio.Event().wait()
         if request.path != "/api/v1/nodes":
-            return _listed()
+            there = self._collections.get(request.path.rpartition("/")[2])
+            return _listed(*([] if there is None else [there]))
         meta = {"name": "node", "uid": "n", "resourceVersion": "5", "creationTimestamp": "2025-11-16T10:30:00Z"}
         return _listed({"metadata": meta, "spec": {}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
 
@@ -90,6 +93,16 @@ class Server:
 
 def _listed(*items: Json) -> web.Response:
     return web.json_response({"metadata": {"resourceVersion": "7"}, "items": list(items)})
+
+
+@pytest.mark.parametrize(("uid", "user"), [("task", "ann"), ("another", "")], ids=["its own", "a later one"])
+async def test_whose_a_run_is_says_the_task_that_it_was_made_for(tmp_path: Path, uid: str, user: str) -> None:
+    server = Server(tasks=task(uid, 5), pods=pod({"phase": "Running"}))
+    async with api_of(server.handle, tmp_path) as api:
+        store = KubernetesStore(api, Settings(namespace="here"))
+        await store.start()
+        assert [(run.run_id, run.user_id) for run in await store.runs_of_worker("node")] == [("t-1", user)]
+        await store.close()
 
 
 async def test_a_node_is_silent_when_looks_find_its_lease_as_before_and_not_by_clocks_or_when_looks_fail(

@@ -93,6 +93,18 @@ async def test_the_earliest_of_several_times_counts() -> None:
         await work.until(1)
 
 
+async def test_a_time_that_comes_before_all_others_is_not_slept_over() -> None:
+    work = Work()
+    queue = WorkQueue(work)
+    with working(queue):
+        queue.add_after("late", 1000)
+        queue.add("now")
+        await work.until(1)  # by then the queue waits for the late one
+        queue.add_after("soon", 0.01)
+        await work.until(2)
+    assert work.done == ["now", "soon"]
+
+
 async def test_a_forgotten_key_has_no_time_and_leaves_nothing() -> None:
     work = Work()
     queue = WorkQueue(work)

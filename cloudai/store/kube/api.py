@@ -13,7 +13,6 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
 from urllib.request import getproxies
@@ -41,13 +40,20 @@ READ_AHEAD = 2**21  # bytes: an event of a watch may be large
 PAGE = 500
 MOST_CONFLICTS = 8
 MERGE = "application/merge-patch+json"
+
+
+class NoCluster(Exception):
+    """The settings lead to no cluster; the words say what to change."""
+
+
 _PASSING = frozenset({429, 500, 502, 503, 504})
 _FAULTS = (
     aiohttp.ClientError,
     TimeoutError,
     OSError,
     ConfigException,
-)  # the last of a program that gives no credentials
+    NoCluster,
+)  # the last two of a kubeconfig, or an account's files, that give no credentials any more
 _T = TypeVar("_T")
 
 
@@ -67,17 +73,25 @@ class ApiError(Exception):
         return self.reason == "AlreadyExists" and not denied(self.message)
 
 
-class NoCluster(Exception):
-    """The settings lead to no cluster; the words say what to change."""
-
-
-@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where the API server is and who asks; and the connections to it."""
 
-    configuration: Configuration
-    requests: aiohttp.ClientSession
-    streams: aiohttp.ClientSession
+    def __init__(self, configuration: Configuration, settings: Settings) -> None:
+        self.configuration = configuration
+        self._settings = settings
+        self._renewing = asyncio.Lock()
+        trust = RESTClientObject(configuration)
+        self.requests, self.streams = _session(trust), _session(trust)
+
+    async def credential(self) -> str | None:
+        """What the Authorization header says."""
+        return await self.configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+
+    async def renew(self, refused: str | None) -> None:
+        """Ask for another credential than the `refused` one: tokens of a kubeconfig's programs and files last for a while."""
+        async with self._renewing:
+            if await self.credential() == refused:
+                await _configure(self.configuration, self._settings)
 
 
 class Api:
@@ -197,16 +211,21 @@ class Api:
     ) -> _T:
         """What is `taken` from the answer, tried again after faults that pass."""
         clock = asyncio.get_running_loop().time
-        began, tries, streams = clock(), 0, session is self._endpoint.streams
+        began, tries, streams, renewed = clock(), 0, session is self._endpoint.streams, False
         while True:
             tries += 1
             seconds = self._one_try if method == "GET" else min(self._one_try, self._before_write())
             try:
                 async with asyncio.timeout(seconds):
-                    response = await self._send(session, method, path, query, body)
+                    credential = await self._endpoint.credential()
+                    response = await self._send(session, method, path, query, body, credential)
                     if response.status < 400:
                         return await taken(response)
                     refusal = ApiError(response.status, _document(await _body(response)))
+                    if refusal.status == 401 and not renewed:
+                        renewed = True
+                        await self._endpoint.renew(credential)
+                        continue
             except _FAULTS as error:
                 pause, words = _pause(tries), f"the Kubernetes API cannot be reached: {_words(error)}"
             else:
@@ -225,10 +244,10 @@ class Api:
         path: str,
         query: Mapping[str, str | int],
         body: Json | None,
+        credential: str | None,
     ) -> aiohttp.ClientResponse:
         configuration = self._endpoint.configuration
         headers = {"Content-Type": MERGE if method == "PATCH" else "application/json"}
-        credential = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         if credential:
             headers["Authorization"] = credential
         return await session.request(
@@ -244,6 +263,11 @@ class Api:
 async def connect(settings: Settings) -> Api:
     """Raises NoCluster where neither a kubeconfig nor a service account leads anywhere."""
     configuration = Configuration()
+    await _configure(configuration, settings)
+    return Api(Endpoint(configuration, settings))
+
+
+async def _configure(configuration: Configuration, settings: Settings) -> None:
     try:
         if settings.kubeconfig is not None and not settings.kubeconfig.is_file():
             raise NoCluster(f"--kubeconfig {settings.kubeconfig}: no such file")
@@ -255,8 +279,6 @@ async def connect(settings: Settings) -> Api:
     except (ConfigException, OSError, ValueError, TypeError, AttributeError, KeyError, YAMLError) as error:
         words = _words(error) if isinstance(error, ConfigException) else "the kubeconfig is none"
         raise NoCluster(f"no Kubernetes cluster: {words}; name a kubeconfig with --kubeconfig or KUBECONFIG") from None
-    trust = RESTClientObject(configuration)
-    return Api(Endpoint(configuration, _session(trust), _session(trust)))
 
 
 def _session(trust: RESTClientObject) -> aiohttp.ClientSession:

@@ -33,9 +33,8 @@ from cloudai.store.protocol import Change, Idempotency, Lease, LogSlice, TaskPag
 
 SYNC_SECONDS = 100.0  # how long a start may take until everything was listed once: large clusters have many Pods
 POLL_SECONDS = 10.0  # between looks at the nodes' leases, which cache.py counts, and usage
-PING_PATIENCE = 1.0  # of who probes, with refusals that pass
-SLOW_SECONDS = 1.5  # after which who probes is told what the last look at the leases showed
-HEARD_SECONDS = 60.0  # since that look, after which the API server counts as away
+SLOW_SECONDS = 1.5  # after which who probes is told whether the API server was heard of lately
+HEARD_SECONDS = 60.0  # without a word, after which it counts as away
 CANCEL_SECONDS = 1.0  # how long a cancel of a task that never started waits for the operator's word
 LOG_SECONDS, LOG_AGAIN_SECONDS = (
     30.0,
@@ -238,13 +237,15 @@ class KubernetesStore:
         return state
 
     async def runs_of_worker(self, worker_id: str) -> list[Run]:
-        runs = [held.run for held in self._pods.on(worker_id) if held.run is not None and not held.run.phase.terminal]
-        return sorted(map(self._owned, runs), key=lambda run: (run.created_at, run.run_id))
+        held = [one for one in self._pods.on(worker_id) if one.run is not None and not one.run.phase.terminal]
+        return sorted(map(self._owned, held), key=lambda run: (run.created_at, run.run_id))
 
-    def _owned(self, run: Run) -> Run:
-        """With its user, as the Task says."""
-        task = self._tasks.get(run.task_id)
-        return run if task is None else replace(run, user_id=task.spec.user_id)
+    def _owned(self, held: Held) -> Run:
+        """With its user, as the Task that it was made for says; of one that is gone nobody knows."""
+        assert held.run is not None
+        task = self._tasks.get(held.run.task_id)
+        mine = task is not None and held.owner == self._tasks.uid(held.run.task_id)
+        return replace(held.run, user_id=task.spec.user_id) if task is not None and mine else held.run
 
     async def _poll(self) -> None:
         """Heartbeats are the nodes' leases, which are not watched: each is renewed every ten seconds."""
@@ -351,13 +352,17 @@ class KubernetesStore:
             raise unavailable("what is known of the cluster is not kept up to date any more: restart this process")
         try:
             async with asyncio.timeout(SLOW_SECONDS):
-                await self._api.bound(patience=PING_PATIENCE).get("/version")
+                await self._api.get("/version")
+            self._heard_at = time.monotonic()
         except ApiError as error:
             raise as_unavailable(error) from None
-        except TimeoutError:
+        except (TimeoutError, CloudAIError) as error:
             silent = time.monotonic() - self._heard_at
             if silent > HEARD_SECONDS:
-                raise unavailable(f"the Kubernetes API has not answered for {silent:.0f} s") from None
+                words = str(error) or "nothing"
+                raise unavailable(
+                    f"the Kubernetes API has not been heard of for {silent:.0f} s; it says: {words}"
+                ) from None
 
 
 def _possible(name: str) -> bool:

@@ -21,6 +21,7 @@ from cloudai.store.kube.task_resource import Json
 WATCH_SECONDS = 300  # the server ends a watch after this; the next one goes on from there
 SILENCE = 90.0  # seconds that a watch may say nothing: bookmarks come about every minute
 LONGEST_PAUSE = 10.0
+MOST_FAULTS = 5  # one after the other
 STEADY_SECONDS = 5.0  # a watch that lasted so long was none that ends at once
 LONGEST_LINE = 8 * 1024 * 1024
 ODD = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError)  # what reading an odd object may raise
@@ -46,9 +47,11 @@ class _Expired(Exception):
 
 
 async def follow(api: Api, path: str, follower: Follower, listed: Callable[[], None], **query: str) -> None:
-    """Tell `follower` for ever of what `query` selects; calls `listed` after each whole list."""
+    """Tell `follower` for ever of what `query` selects; calls `listed` after each whole list. Raises what is no fault of the
+    server's only where lists do not make it good.
+    """
     version: str | None = None
-    failures = 0
+    failures = faults = 0
     while True:
         before = version
         began = asyncio.get_running_loop().time()
@@ -68,8 +71,13 @@ async def follow(api: Api, path: str, follower: Follower, listed: Callable[[], N
         except (CloudAIError, aiohttp.ClientError, TimeoutError, OSError) as error:
             log.info("the watch of %s broke off and is taken up again: %s", path, error)
         except Exception:  # a fault of ours: what is known grows old unless somebody goes on following
+            faults += 1
+            if faults == MOST_FAULTS:
+                raise
             log.exception("%s is listed again", path)
             version = None
+        else:
+            faults = 0
         # Whatever brings nothing new is not asked for without pause, whether it failed or ended at once.
         lasted = asyncio.get_running_loop().time() - began > STEADY_SECONDS
         failures = 0 if lasted or (before is not None and version not in (before, None)) else failures + 1

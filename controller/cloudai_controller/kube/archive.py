@@ -106,6 +106,8 @@ class Archive:
             return await self._read(run_id, FOLLOW_SECONDS, heard, follow="true")
         except (ApiError, CloudAIError):
             return _Read(b"", False)
+        finally:
+            heard.clear()  # what is returned is enough
 
     async def _read(self, run_id: str, seconds: float, data: bytearray, **query: str) -> _Read:
         """The log, taken into `data`; nothing where there is none any more. Raises ApiError, or `unavailable` where not a byte

@@ -1,0 +1,60 @@
+"""How the API server is reached: with which words, and with whose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from cloudai.store.kube.api import ApiError
+from tests.kube.stub import api_of, refused
+
+
+class Server:
+    """Lets in whoever brings `token`."""
+
+    token = ""
+
+    def __init__(self) -> None:
+        self.refused = 0
+        self.agents: set[str] = set()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.agents.add(request.headers["User-Agent"].partition("/")[0])
+        if request.headers.get("Authorization", "").removeprefix("Bearer ") != self.token:
+            self.refused += 1
+            return refused(401, "Unauthorized")
+        return web.json_response({"path": request.path, "query": dict(request.query)})
+
+
+def says(directory: Path, token: str) -> None:
+    path = directory / "kubeconfig"
+    config = json.loads(path.read_text())
+    config["users"][0]["user"] = {"token": token}
+    path.write_text(json.dumps(config))
+
+
+async def test_a_credential_that_ran_out_is_read_anew(tmp_path: Path) -> None:
+    server = Server()
+    async with api_of(server.handle, tmp_path) as api:
+        await api.get("/version")
+        for token in ("one", "two"):
+            server.token = token
+            says(tmp_path, token)
+            await api.get("/version")
+            await api.get("/version")
+        assert server.refused == 2
+        server.token = "three"
+        with pytest.raises(ApiError, match="401"):
+            await api.get("/version")
+    assert server.refused == 4
+
+
+async def test_what_is_asked_for_arrives_as_it_was_meant(tmp_path: Path) -> None:
+    server = Server()
+    async with api_of(server.handle, tmp_path) as api:
+        answer = await api.get("/things", labelSelector="a/b=c,d!=e f", limit=5)
+    assert answer == {"path": "/things", "query": {"labelSelector": "a/b=c,d!=e f", "limit": "5"}}
+    assert server.agents == {"cloudai"}  # who wrote a field, to the API server

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cloudai.clock import now_ms
 from cloudai.resources import NOTHING, Reason, Resources, RunPhase
 from cloudai.store.kube import quantity
 from cloudai.store.kube.pods import GPU, attempt_of, held, over, run_of
@@ -40,7 +41,7 @@ def target(kind: str, reason: str) -> Json:
 PRESSURE = (
     "The node was low on resource: ephemeral-storage. Container task has larger consumption of ephemeral-storage."
 )
-LIMIT = "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi."
+LIMIT = "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. "
 
 
 @pytest.mark.parametrize(
@@ -162,6 +163,13 @@ def test_what_is_remembered_of_a_task_is_the_same_task() -> None:
     kept = seen_task(whole)
     assert task_of(kept.resource()) == task_of(whole)
     assert task_of(whole).created_at == 1763289000500
+
+
+def test_an_end_that_nobody_timed_is_no_old_one() -> None:
+    before = now_ms()
+    found = seen_task(task("one", 5, "Completed"))
+    assert found.finished_at is not None
+    assert before <= found.finished_at <= now_ms()
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def _waiting(pod: Mapping[str, Any], waiting: Mapping[str, Any]) -> _Said:
 def _ended(pod: Mapping[str, Any], status: Mapping[str, Any], ended: Mapping[str, Any]) -> _Said:
     meta = pod["metadata"]
     disruption, termination = _condition(status, "DisruptionTarget"), _condition(status, "TerminationTarget")
-    words = str(status.get("message") or disruption.get("message") or "")
+    words = str(status.get("message") or disruption.get("message") or "").strip()
     if status.get("phase") == "Succeeded":
         return RunPhase.SUCCEEDED, None, None
     if status.get("reason") == "DeadlineExceeded":

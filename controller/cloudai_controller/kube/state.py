@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from cloudai.clock import now_ms
 from cloudai.resources import Run, TaskStatus
 from cloudai.store.kube.pods import FINALIZER, attempt_of, owner_of, run_of
 from cloudai.store.kube.task_resource import PHASES, SUBMITTED, Json, millis
@@ -62,7 +63,7 @@ class SeenPod:
 
 
 def seen_task(resource: Mapping[str, Any]) -> SeenTask:
-    """What is kept of a Task as the API server gives it."""
+    """What is kept of a Task as the API server gives it. An end without its time, which somebody else wrote, is as of now."""
     meta = resource["metadata"]
     status = resource.get("status") or {}
     phase = status.get("phase", PHASES[TaskStatus.QUEUED])
@@ -85,7 +86,7 @@ def seen_task(resource: Mapping[str, Any]) -> SeenTask:
         meta["uid"],
         int(meta["resourceVersion"]),
         orjson.dumps(slim),
-        (millis(status.get("finishedAt")) or 0) if finished else None,
+        (millis(status.get("finishedAt")) or now_ms()) if finished else None,
         phase == PHASES[TaskStatus.QUEUED],
         meta.get("generation") != status.get("observedGeneration"),
     )

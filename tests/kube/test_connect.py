@@ -49,7 +49,7 @@ async def test_a_credential_that_ran_out_is_read_anew(tmp_path: Path) -> None:
         server.token = "three"
         with pytest.raises(ApiError, match="401"):
             await api.get("/version")
-    assert server.refused == 4
+    assert server.refused == 3
 
 
 async def test_what_is_asked_for_arrives_as_it_was_meant(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_lost_attempt_is_followed_by_another_one_and_a_failed_one_is_not() -> 
 def test_the_next_attempt_waits_until_the_one_before_is_over() -> None:
     requeued = replace(RUNNING, status=TaskStatus.QUEUED, worker_id=None, started_at=None)
     still = run(phase=RunPhase.RUNNING, worker_id="node", started_at=5)
-    decision = decided(requeued, still)
+    decision = decided(requeued, still, ended=(Attempt(attempt=1),))
     assert decision.create is None
     assert [one.run_id for one in decision.delete] == ["task-1-1"]
 
@@ -117,6 +117,19 @@ def test_an_image_that_does_not_come_is_waited_for_then_noted_then_given_up() ->
         TaskStatus.FAILED,
         "ImagePullFailed",
     )
+
+
+def test_an_attempt_that_is_there_goes_on_though_somebody_wrote_that_its_task_is_queued() -> None:
+    there = run(phase=RunPhase.RUNNING, worker_id="node", started_at=5)
+    told = replace(TASK, attempt=1, reason="Odd")
+    goes_on = decided(told, there)
+    assert (goes_on.task.status, goes_on.task.attempt, goes_on.task.reason) == (TaskStatus.RUNNING, 1, None)
+    assert (goes_on.create, goes_on.delete) == (None, ())
+    over = replace(there, phase=RunPhase.SUCCEEDED, finished_at=9, exit_code=0)
+    assert decided(told, over).task.status is TaskStatus.COMPLETED
+    # One that is listed is over and done with: the next one is made.
+    again = decided(told, over, ended=(Attempt(attempt=1),))
+    assert (again.task.status, again.create) == (TaskStatus.QUEUED, 2)
 
 
 def test_a_pod_that_vanished_counts_as_lost() -> None:

@@ -57,6 +57,16 @@ async def test_what_lasts_is_the_clients_and_what_passes_is_not(
     assert asked == ["POST"]
 
 
+async def test_a_cluster_without_the_task_resource_says_what_to_install(tmp_path: Path) -> None:
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(status=404, text="404 page not found")
+
+    async with api_of(handle, tmp_path) as api:
+        with pytest.raises(CloudAIError, match="manifests/crds") as refusal:
+            await KubernetesStore(api, Settings(namespace="here")).create_task(SPEC)
+    assert refusal.value.code is Code.UNAVAILABLE
+
+
 async def test_a_conflict_about_something_else_passes(tmp_path: Path) -> None:
     asked: list[str] = []
 

@@ -87,11 +87,12 @@ class Endpoint:
         """What the Authorization header says."""
         return await self.configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
 
-    async def renew(self, refused: str | None) -> None:
-        """Ask for another credential than the `refused` one: tokens of a kubeconfig's programs and files last for a while."""
+    async def renewed(self, refused: str | None) -> bool:
+        """Whether there is another credential than the `refused` one: tokens of a kubeconfig's programs and files run out."""
         async with self._renewing:
             if await self.credential() == refused:
                 await _configure(self.configuration, self._settings)
+            return await self.credential() != refused
 
 
 class Api:
@@ -211,7 +212,7 @@ class Api:
     ) -> _T:
         """What is `taken` from the answer, tried again after faults that pass."""
         clock = asyncio.get_running_loop().time
-        began, tries, streams, renewed = clock(), 0, session is self._endpoint.streams, False
+        began, tries, streams = clock(), 0, session is self._endpoint.streams
         while True:
             tries += 1
             seconds = self._one_try if method == "GET" else min(self._one_try, self._before_write())
@@ -222,9 +223,7 @@ class Api:
                     if response.status < 400:
                         return await taken(response)
                     refusal = ApiError(response.status, _document(await _body(response)))
-                    if refusal.status == 401 and not renewed:
-                        renewed = True
-                        await self._endpoint.renew(credential)
+                    if refusal.status == 401 and await self._endpoint.renewed(credential):
                         continue
             except _FAULTS as error:
                 pause, words = _pause(tries), f"the Kubernetes API cannot be reached: {_words(error)}"

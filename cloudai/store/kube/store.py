@@ -384,6 +384,8 @@ def _refused(error: ApiError) -> CloudAIError:
     if error.status == 422 and causes:
         field = str(causes[0].get("field") or "task").removeprefix("spec.")
         return invalid(field, str(causes[0].get("message") or error.message))
+    if error.status == 404 and "page not found" in error.message:
+        return unavailable("the cluster has no Task resource: install the chart, or apply manifests/crds")
     passes = error.status == 429 or error.status >= 500 or any(sign in error.message for sign in _PASSING)
     if not passes and (error.status in (400, 403, 413, 422) or denied(error.message)):  # 413: more than etcd takes
         return invalid("task", f"the cluster refuses it: {error.message}")

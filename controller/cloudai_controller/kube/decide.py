@@ -54,7 +54,7 @@ def decide(
     if task.status.terminal:
         stops = tuple(action.run for action in reconcile(None, live, now) if isinstance(action, StopRun))
         return Decision(task, tuple(ended), stops)
-    current = _begun(task, seen)
+    current = _begun(task, seen, listed)
     for _ in range(_FAR):
         relevant = live | {name: run for name, run in seen.items() if name == run_id(task.task_id, current.attempt)}
         if current.status is TaskStatus.QUEUED or current.status.terminal:
@@ -102,9 +102,11 @@ def vanished(task: Task) -> Run:
     )
 
 
-def _begun(task: Task, runs: Mapping[str, Run]) -> Task:
+def _begun(task: Task, runs: Mapping[str, Run], listed: Mapping[int, Attempt]) -> Task:
+    """Where the attempt of a queued task is there, the status is behind, or somebody else wrote its phase."""
     if task.status is TaskStatus.QUEUED:
-        run = runs.get(run_id(task.task_id, task.attempt + 1))
+        number = task.attempt + (task.attempt in listed or run_id(task.task_id, task.attempt) not in runs)
+        run = runs.get(run_id(task.task_id, number))
         if run is None:
             return task
         task = replace(task, status=TaskStatus.PENDING, attempt=run.attempt, reason=None, message=None)

@@ -140,7 +140,7 @@ REASON_MEANING: Mapping[Reason, str] = {
     Reason.POD_REFUSED: "Kubernetes: the cluster does not admit a Pod like this; the message has its words.",
     Reason.UNSCHEDULABLE: "Kubernetes, waits: no node can take it; the message has the scheduler's words.",
     Reason.QUOTA_EXCEEDED: "Kubernetes, waits: the namespace's quota is used up.",
-    Reason.WAITING_FOR_ADMISSION: "Kubernetes, waits: a queue, the namespace or another Pod of its name is in the way of its Pod.",
+    Reason.WAITING_FOR_ADMISSION: "Kubernetes, waits: a queue, the namespace or another Pod of its name is in its way.",
     Reason.WAITING_FOR_NODE: "Kubernetes, waits: its node does not get its Pod ready; `kubectl describe pod` says why.",
 }
 

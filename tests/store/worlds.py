@@ -246,6 +246,7 @@ async def on_kubernetes(place: Place, *, operated: bool) -> AsyncIterator[OnKube
     """`operated`: whether an operator runs there."""
     settings = Settings(namespace=place.name, kubeconfig=place.kube.kubeconfig, store="kubernetes")
     store = await open_kubernetes(settings)
+    await asyncio.to_thread(lambda: place.kube.node)  # asked for once; what answers may run in this event loop
     ends = contextlib.ExitStack()
     try:
         yield OnKubernetes(store, place, ends, operated)

@@ -136,8 +136,7 @@ class _NothingRemembered(inventory.ResourceMemories):
 async def connection(api: Api) -> kopf.ConnectionInfo:
     """The way that the operator's own requests take; only another name for TLS than the host's is nothing that kopf knows."""
     configuration = api.configuration
-    credential = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
-    scheme, _, token = (credential or "").rpartition(" ")
+    scheme, _, token = (await api.credential() or "").rpartition(" ")
     return kopf.ConnectionInfo(
         server=configuration.host,
         ca_path=configuration.ssl_ca_cert,

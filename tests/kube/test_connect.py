@@ -52,6 +52,20 @@ async def test_a_credential_that_ran_out_is_read_anew(tmp_path: Path) -> None:
     assert server.refused == 3
 
 
+async def test_a_credential_that_is_another_one_each_time_is_not_tried_for_ever(tmp_path: Path) -> None:
+    server = Server()
+    server.token = "never"
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        says(tmp_path, f"token-{server.refused}")
+        return await server.handle(request)
+
+    async with api_of(handle, tmp_path) as api:
+        with pytest.raises(ApiError, match="401"):
+            await api.get("/version")
+    assert server.refused == 2
+
+
 async def test_what_is_asked_for_arrives_as_it_was_meant(tmp_path: Path) -> None:
     server = Server()
     async with api_of(server.handle, tmp_path) as api:

@@ -131,6 +131,10 @@ class Api:
         """Where the API server is and who asks; its credentials are kept fresh."""
         return self._endpoint.configuration
 
+    async def credential(self) -> str | None:
+        """What the Authorization header says."""
+        return await self._endpoint.credential()
+
     async def close(self) -> None:
         """End every connection."""
         await self._endpoint.requests.close()
@@ -212,7 +216,7 @@ class Api:
     ) -> _T:
         """What is `taken` from the answer, tried again after faults that pass."""
         clock = asyncio.get_running_loop().time
-        began, tries, streams = clock(), 0, session is self._endpoint.streams
+        began, tries, streams, renewed = clock(), 0, session is self._endpoint.streams, False
         while True:
             tries += 1
             seconds = self._one_try if method == "GET" else min(self._one_try, self._before_write())
@@ -223,8 +227,10 @@ class Api:
                     if response.status < 400:
                         return await taken(response)
                     refusal = ApiError(response.status, _document(await _body(response)))
-                    if refusal.status == 401 and await self._endpoint.renewed(credential):
-                        continue
+                    if refusal.status == 401 and not renewed:  # once: a program may give another one each time
+                        renewed = await self._endpoint.renewed(credential)
+                        if renewed:
+                            continue
             except _FAULTS as error:
                 pause, words = _pause(tries), f"the Kubernetes API cannot be reached: {_words(error)}"
             else:

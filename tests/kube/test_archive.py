@@ -141,30 +141,14 @@ async def test_a_log_that_breaks_off_is_read_again(tmp_path: Path) -> None:
     assert server.kept[1:] == [b"words"]
 
 
-async def test_what_was_followed_until_it_broke_off_is_kept_at_last_of_a_dead_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(archives, "READ_SECONDS", 0.2)
-    server, found = Server(t_1=b"words"), seen_pod(ending())
-    server.breaks = 1
-    async with api_of(server.handle, tmp_path) as api:
-        archive = Archive(api, "here", lambda _: True)
-        await followed(archive, found, server)
-        server.silent["t-1"] = asyncio.Event()
-        with pytest.raises(CloudAIError):
-            await archive.keep(found, TASK)
-        assert server.kept == []
-        await archive.keep(found, TASK, at_last=True)
-    assert server.kept == [b"wor" + archives.BROKEN]
-
-
-async def test_what_was_followed_until_it_hung_is_kept_at_last_of_a_dead_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", ["breaks", "stalls"])
+async def test_what_was_followed_until_it_broke_off_or_hung_is_kept_at_last_of_a_dead_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setattr(archives, "END_SECONDS", 0.2)
     monkeypatch.setattr(archives, "READ_SECONDS", 0.2)
     server, found = Server(t_1=b"words"), seen_pod(ending())
-    server.stalls = 1
+    setattr(server, fault, 1)
     async with api_of(server.handle, tmp_path) as api:
         archive = Archive(api, "here", lambda _: True)
         await followed(archive, found, server)

@@ -244,8 +244,9 @@ class KubernetesStore:
         """With its user, as the Task that it was made for says; of one that is gone nobody knows."""
         assert held.run is not None
         task = self._tasks.get(held.run.task_id)
-        mine = task is not None and held.owner == self._tasks.uid(held.run.task_id)
-        return replace(held.run, user_id=task.spec.user_id) if task is not None and mine else held.run
+        if task is None or held.owner != self._tasks.uid(task.task_id):
+            return held.run
+        return replace(held.run, user_id=task.spec.user_id)
 
     async def _poll(self) -> None:
         """Heartbeats are the nodes' leases, which are not watched: each is renewed every ten seconds."""

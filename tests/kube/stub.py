@@ -14,6 +14,15 @@ from cloudai.store.kube.api import Api, connect
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+# What a kubelet answers, with 200, of the log of `t-1` that it has not any more, and at the end of one it cannot follow.
+_FILE = b"/var/log/pods/here_t-1_0f7cbf29/task/0.log"
+NO_LOG = [
+    b"unable to retrieve container logs for containerd://" + b"0" * 64,
+    b'failed to try resolving symlinks in path "%s": lstat %s: no such file or directory' % (_FILE, _FILE),
+    b'failed to open log file "%s": open %s: no such file or directory' % (_FILE, _FILE),
+]
+NO_WATCHER = b"failed to create fsnotify watcher: too many open files"
+
 
 @contextlib.asynccontextmanager
 async def api_of(handle: Handler, directory: Path) -> AsyncIterator[Api]:

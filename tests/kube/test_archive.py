@@ -21,12 +21,11 @@ from cloudai_controller.kube.archive import Archive
 from cloudai_controller.kube.facts import Facts
 from cloudai_controller.kube.state import SeenPod, seen_pod
 from cloudai_controller.kube.tidy import Tidying
-from tests.kube.stub import api_of, refused
+from tests.kube.stub import NO_LOG, NO_WATCHER, api_of, refused
 from tests.kube.test_pods import pod
 
 TASK = {"apiVersion": "cloudai.dev/v1alpha1", "kind": "Task", "name": "t", "uid": "task"}
 PODS = "/api/v1/namespaces/here/pods"
-GONE = b"unable to retrieve container logs for containerd://" + b"0" * 64
 ENDED: Json = {"exitCode": 1, "startedAt": "2025-11-16T10:30:00Z", "finishedAt": "2025-11-16T10:31:00Z"}
 
 
@@ -170,15 +169,29 @@ async def test_a_log_that_is_stored_already_is_well(tmp_path: Path) -> None:
     assert not server.refusals
 
 
+@pytest.mark.parametrize("words", NO_LOG)
 @pytest.mark.parametrize("follows", [True, False])
-async def test_what_the_kubelet_says_of_a_removed_log_is_no_log(tmp_path: Path, follows: bool) -> None:
-    server, found = Server(t_1=GONE), seen_pod(ending())
+async def test_what_the_kubelet_says_of_a_removed_log_is_no_log(tmp_path: Path, follows: bool, words: bytes) -> None:
+    server, found = Server(t_1=words), seen_pod(ending())
     async with api_of(server.handle, tmp_path) as api:
         archive = Archive(api, "here", lambda _: True)
         if follows:
             await followed(archive, found, server)
         await archive.keep(found, TASK)
     assert server.kept == []
+
+
+async def test_what_was_followed_is_read_again_since_it_may_have_ended_too_early(tmp_path: Path) -> None:
+    server, found = Server(t_1=b"wor" + NO_WATCHER), seen_pod(ending())
+    async with api_of(server.handle, tmp_path) as api:
+        archive = Archive(api, "here", lambda _: True)
+        for log in (b"words", NO_LOG[0]):
+            await followed(archive, found, server)
+            server.logs["t-1"] = log
+            await archive.keep(found, TASK)
+            archive.forget(found)
+            server.logs["t-1"] = b"wor"
+    assert server.kept == [b"words", b"wor"]
 
 
 async def test_another_pod_of_the_same_name_has_a_log_of_its_own(tmp_path: Path) -> None:

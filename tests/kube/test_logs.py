@@ -25,7 +25,7 @@ from cloudai.store.kube.store import KubernetesStore
 from cloudai.store.kube.task_resource import Json
 from tests.api.conftest import client_of
 from tests.kube.kube import ROOT
-from tests.kube.stub import api_of, refused
+from tests.kube.stub import NO_LOG, NO_WATCHER, api_of, refused
 from tests.kube.test_pods import pod
 
 BEGAN = "2025-11-16T10:30:00Z"
@@ -205,6 +205,52 @@ async def test_a_stream_that_breaks_off_is_opened_anew_after_a_moment(
         assert await logs.wait(OF, 0)
         assert (await logs.read(OF, 0, 100, ended=False)).data == b"words\n"
     assert server.asked == {"followed": 2}
+
+
+@pytest.mark.parametrize("words", NO_LOG)
+async def test_what_the_kubelet_says_instead_of_a_log_is_no_part_of_one(tmp_path: Path, words: bytes) -> None:
+    server = Server(task(), attempt(RUNNING))
+    server.whole["t-1"] = b"words\n"
+    server.followed["t-1"] = words  # it has removed it, and the Pod does not say yet that it has ended
+    server.closed.set()
+    async with store_of(server, tmp_path) as store:
+        following = asyncio.ensure_future(read_on(store, tmp_path))
+        while not server.asked["followed"]:
+            await store.ping()
+        server.whole["t-1"] = words
+        reading = asyncio.ensure_future(store.read_log("t", 1, 0, 100))
+        while server.asked["whole"] < 2:
+            await store.ping()
+        owner = {"apiVersion": "cloudai.dev/v1alpha1", "kind": "Task", "name": "t", "uid": "task"}
+        body = archive_body(run_of(attempt(OVER)), owner, b"words\nand more\n")
+        server.kept[body["metadata"]["name"]] = body
+        server.news["pods"].put_nowait(attempt(OVER, "Succeeded", version=8))
+        assert await following == b"words\nand more\n"
+        assert (await reading).data == b"words\nand more\n"
+
+
+async def test_a_node_that_cannot_follow_a_log_is_asked_for_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "AGAIN_SECONDS", 0.05)
+    server = Server()
+    server.closed.set()
+    server.followed["t-1"], server.whole["t-1"] = b"one\n" + NO_WATCHER, b"one\n"
+    async with logs_of(server, tmp_path) as (_, logs):
+        assert await logs.wait(OF, 0)
+        assert (await logs.read(OF, 0, 100, ended=False)).data == b"one\n"
+        assert await logs.wait(OF, 4)
+        assert server.asked["followed"] == 2
+        server.followed["t-1"] = server.whole["t-1"] = b"one\ntwo\n"
+        assert await logs.wait(OF, 4)
+        assert (await logs.read(OF, 4, 100, ended=False)).data == b"two\n"
+
+
+def test_a_task_that_says_the_like_of_another_place_is_heard() -> None:
+    own = b'failed to open log file "/var/log/pods/here_t-2_0/task/0.log": none'
+    assert reads.kubelet_words(own, "t-2") == own
+    assert reads.kubelet_words(own, "t-1") == b""
+    assert reads.kubelet_words(own + b"\n", "t-2") == b""
 
 
 async def test_a_log_that_is_too_long_ends_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,12 +28,24 @@ MOST_BYTES = 768 * 1024 * 1024  # of all logs that are followed or read: the cha
 READ_SECONDS = 60.0  # that reading all there is may take: of a kubelet that hangs nothing may ever come
 END_SECONDS = 10.0  # how long after an attempt's end what follows its log may take to end, too
 LOG_LABEL = f"{GROUP}/log"
-# The kubelet's words, with which it answers 200, where the container was removed already.
-_REMOVED = re.compile(rb"unable to retrieve container logs for [a-z-]+://[0-9a-f]{64}\s*")
+# What the kubelet says, and answers 200, of a log that it has not any more or cannot follow (`GetContainerLogs` and
+# `ReadLogs` of Kubernetes). A path has the Pod's name in it.
+_WORDS = re.compile(
+    rb"""(?:unable\ to\ retrieve\ container\ logs\ for\ [a-z-]+://[0-9a-f]{64}
+    |failed\ to\ (?:try\ resolving\ symlinks\ in\ path|open\ log\ file|watch\ directory)
+        \ "/[^"\n]*_(?P<pod>[a-z0-9-]+)_[^"\n]*":[^\n]*
+    |failed\ to\ create\ fsnotify\ watcher:[^\n]*)\Z""",
+    re.VERBOSE,
+)
+_LONGEST_WORDS = 2000
 
 
 class Absent(Exception):
-    """There is no such log: the Pod is gone or has not started, the archive has none."""
+    """There is no such log: the Pod is gone or has not started, the kubelet has it no more, the archive has none."""
+
+
+class Unreadable(Exception):
+    """The kubelet tells something instead of a log, or at the end of one that it does not follow any longer."""
 
 
 class Log(NamedTuple):
@@ -63,9 +75,10 @@ def log_path(namespace: str, pod: str) -> str:
     return f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
 
 
-def is_removed(data: bytes | bytearray) -> bool:
-    """Whether that is what the kubelet says of a log that it has no more."""
-    return _REMOVED.fullmatch(data) is not None
+def kubelet_words(data: bytes | bytearray, pod: str) -> bytes:
+    """The end of `data`, of the log of that Pod, where it is nothing of the log but something the kubelet says."""
+    found = _WORDS.search(data[-_LONGEST_WORDS:])
+    return found[0] if found is not None and found["pod"] in (None, pod.encode()) else b""
 
 
 class PodLogs:
@@ -109,10 +122,10 @@ class PodLogs:
     async def _copied(self, of: Log, ended: bool) -> Spool | None:
         """All that there is now; None where there is nothing yet."""
         try:
-            copy = await self._whole(of, self._from_pod(of), ended)
-            if not (ended and copy.end < 1000 and is_removed(copy.read(0, 1000))):
-                return copy
-            copy.drop()
+            return await self._whole(of, self._from_pod(of), ended)
+        except Unreadable:
+            if not ended:
+                raise Absent from None
         except ApiError as error:
             if error.status not in (400, 404, 500):
                 raise
@@ -167,8 +180,14 @@ class PodLogs:
     async def _from_pod(self, of: Log, **query: str) -> AsyncGenerator[bytes, None]:
         path = log_path(self._namespace, of.run_id)
         async with self._api.stream(path, container=CONTAINER, **query) as stream:
+            words = b""
             async for piece in stream.iter_any():
-                yield piece
+                piece = words + piece
+                words = kubelet_words(piece, of.run_id)
+                if data := piece.removesuffix(words):
+                    yield data
+        if words:
+            raise Unreadable(words.decode(errors="replace"))
 
     async def _from_archive(self, of: Log) -> AsyncGenerator[bytes, None]:
         try:

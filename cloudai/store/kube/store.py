@@ -36,10 +36,8 @@ POLL_SECONDS = 10.0  # between looks at the nodes' leases, which cache.py counts
 SLOW_SECONDS = 1.5  # after which who probes is told whether the API server was heard of lately
 HEARD_SECONDS = 60.0  # without a word, after which it counts as away
 CANCEL_SECONDS = 1.0  # how long a cancel of a task that never started waits for the operator's word
-LOG_SECONDS, LOG_AGAIN_SECONDS = (
-    30.0,
-    0.25,
-)  # how long, and how often, a log is asked for that is on its way to its archive
+LOG_SECONDS = 30.0  # how long a log is asked for that is on its way to its archive,
+LOG_AGAIN_SECONDS = 0.25  # and how often
 KEYED = 4 * 10**18  # names from here on are of idempotency keys; as nanoseconds they would be times after 2096
 SUBMIT = f"{GROUP}/submit"  # annotation: which request made the Task
 LEASES = "/apis/coordination.k8s.io/v1/namespaces"
@@ -299,18 +297,20 @@ class KubernetesStore:
         return told or task.status.terminal or (pod is not None and pod.log_over)
 
     async def _read(self, task: Task, number: int, offset: int, limit: int) -> LogSlice:
-        """Between the kubelet, which has a log no more, and the operator, which does not have it yet, it is waited for."""
-        of, ended = self._log(task.task_id, number), self._log_is_over(task, number)
+        """Between the kubelet, which has a log no more, and the operator, which does not have it yet, it is waited for; and
+        so are the news of an end that the kubelet knows of already.
+        """
+        of = self._log(task.task_id, number)
         deadline = time.monotonic() + LOG_SECONDS
         while True:
-            pod = self._pod(task.task_id, number)
+            pod, ended = self._pod(task.task_id, number), self._log_is_over(task, number)
             try:
                 return await self._logs.read(of, offset, limit, ended=ended)
             except Absent:
-                if pod is None or not pod.log_due:
+                if ended and (pod is None or not pod.log_due):
                     raise
             if time.monotonic() > deadline:
-                raise unavailable("the log of this attempt is not kept yet")
+                raise unavailable("the log of this attempt cannot be read yet")
             await asyncio.sleep(LOG_AGAIN_SECONDS)
 
     async def wait_log(self, task_id: str, attempt: int | None, beyond: int, timeout: float) -> None:

@@ -11,7 +11,7 @@ import aiohttp
 from cloudai.errors import CloudAIError, unavailable
 from cloudai.resources import Run
 from cloudai.store.kube.api import Api, ApiError
-from cloudai.store.kube.logs import LONGEST, READ_SECONDS, archive_body, is_removed, log_path
+from cloudai.store.kube.logs import LONGEST, READ_SECONDS, archive_body, kubelet_words, log_path
 from cloudai.store.kube.pods import CONTAINER
 from cloudai.store.kube.task_resource import Json
 from cloudai_controller.kube.state import SeenPod
@@ -64,7 +64,8 @@ class Archive:
         what following has brought is there until the Pod is forgotten. `at_last`: what can be read is better than nothing.
         """
         read = await self._followed_to_the_end(pod)
-        if not read.whole and pod.run.started_at is not None:
+        if pod.run.started_at is not None:
+            # What was followed ends like a whole one where the kubelet went away meanwhile: the API server does not tell.
             try:
                 again = await self._read(pod.run.run_id, READ_SECONDS, bytearray())
             except (ApiError, CloudAIError):
@@ -98,7 +99,7 @@ class Archive:
         following = self._followed[pod.uid]
         await asyncio.wait([following.reading], timeout=END_SECONDS)
         done = following.reading.done() and not following.reading.cancelled()
-        return following.reading.result() if done else _log(following.heard, whole=False)
+        return following.reading.result() if done else _log(pod.run.run_id, following.heard, whole=False)
 
     async def _read_on(self, run_id: str, heard: bytearray) -> _Read:
         """What cannot be followed is read after its end."""
@@ -127,14 +128,14 @@ class Archive:
             if not data:
                 raise unavailable(f"the log of {run_id} broke off: {error or type(error).__name__}") from None
             whole = False
-        return _log(data, whole)
+        return _log(run_id, data, whole)
 
 
-def _log(data: bytearray, whole: bool) -> _Read:
-    """Without what the kubelet says of a log that it has not any more."""
-    if is_removed(data):
-        return _Read(b"", whole)
-    return _Read(_shortened(bytes(data), LONGEST) if len(data) > LONGEST else bytes(data), whole)
+def _log(run_id: str, data: bytearray, whole: bool) -> _Read:
+    """Without what the kubelet says at its end; where it says that alone, it has no log."""
+    words = kubelet_words(data, run_id)
+    log = bytes(data).removesuffix(words)
+    return _Read(_shortened(log, LONGEST) if len(log) > LONGEST else log, whole and not (words and log))
 
 
 def _body(run: Run, task: Json, data: bytes) -> Json:

@@ -1,6 +1,6 @@
 # Everything runs from `.venv`, which `make setup` makes from the lock file.
 .DEFAULT_GOAL := help
-.PHONY: help setup up demo test check format cluster cluster-down manifests bench bench-kubernetes lock docs clean
+.PHONY: help setup up demo test check format cluster cluster-load cluster-down manifests bench bench-kubernetes lock docs clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -41,6 +41,9 @@ docs: setup  ## write the generated documents anew
 cluster: setup  ## start a Kubernetes to try things on (the first time it is built, about ten minutes)
 	@scripts/provision
 	@$(BIN)/python -m tests.cluster up
+
+cluster-load: setup  ## give its real node an image: docker save IMAGE | make cluster-load
+	@$(BIN)/python -m tests.cluster load
 
 cluster-down: setup  ## end the Kubernetes that `make cluster` started
 	@$(BIN)/python -m tests.cluster down

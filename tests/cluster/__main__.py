@@ -1,4 +1,4 @@
-"""`make cluster` and `make cluster-down`: a Kubernetes to try things on."""
+"""`make cluster`, `make cluster-load` and `make cluster-down`: a Kubernetes to try things on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from tests.cluster.binaries import Missing, cache, programs
 from tests.cluster.cluster import Cluster, saved, start
-from tests.cluster.images import load_busybox
+from tests.cluster.images import load, load_busybox
 
 DIRECTORY = cache() / "running"
 
@@ -17,6 +17,13 @@ def main(command: str) -> None:
         if running is not None:
             running.stop()
         print("cluster: none is running" if running is None else "cluster: ended")
+        return
+    if command == "load":
+        if running is None:
+            raise Missing("none is running: make cluster")
+        if sys.stdin.isatty():
+            raise Missing("nothing to load: docker save IMAGE | make cluster-load")
+        print(load(running, sys.stdin.buffer.read()), end="")
         return
     cluster = running if running is not None and running.ready else _started()
     print(f"cluster: running; end it with `make cluster-down`\n\n  export KUBECONFIG={cluster.kubeconfig}")

@@ -25,12 +25,13 @@ def load_busybox(cluster: Cluster) -> None:
     load(cluster, _archive(SHELL, root, ["sh"]))
 
 
-def load(cluster: Cluster, archive: bytes) -> None:
-    """Import what `docker save` would write."""
+def load(cluster: Cluster, archive: bytes) -> str:
+    """Import what `docker save` would write; returns what containerd says of it."""
     command = cluster.inside("ctr", "-n", "k8s.io", "images", "import", "-")
     done = subprocess.run(command, input=archive, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"ctr images import: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout.decode(errors="replace")
 
 
 def _archive(name: str, layer: bytes, command: list[str]) -> bytes:

@@ -59,7 +59,6 @@ def values(**more: str) -> list[str]:
         "tasks.namespace": TASKS,
         "api.service.type": "NodePort",
         "api.rateLimit.enabled": "false",
-        "test.image": SHELL,
     }
     given = chosen | {name.replace("__", "."): value for name, value in more.items()}
     return [part for name, value in given.items() for part in ("--set", f"{name}={value}")]

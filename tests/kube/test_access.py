@@ -31,6 +31,14 @@ Grant = tuple[str, str, str]  # verb, API group, resource
 # -- the operator
 
 
+@pytest.fixture
+def record(kube: Kube) -> Path:
+    """Where the API server notes who asked it for what."""
+    if kube.own is None:
+        missing("The API server's audit log", "unset CLOUDAI_TEST_KUBECONFIG")
+    return kube.own.audit
+
+
 def operates(place: Place, kubeconfig: Path) -> None:
     """All that an operator does."""
     settings = {"kubeconfig": str(kubeconfig), "task_retention_seconds": "10"}
@@ -62,21 +70,21 @@ def operates(place: Place, kubeconfig: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_operator_uses_all_the_rights_it_has(kube: Kube, helm: Path, tmp_path: Path) -> None:
+def test_the_operator_uses_all_the_rights_it_has(kube: Kube, record: Path, helm: Path, tmp_path: Path) -> None:
     with kube.namespace() as place, account(helm, place, "operator") as name:
         operates(place, place.kubeconfig_of(name, tmp_path))
-        until_used(kube, place, name, granted(rules(rights(helm, place, "operator", "r"))))
+        until_used(record, place, name, granted(rules(rights(helm, place, "operator", "r"))))
 
 
 @pytest.mark.timeout(300)
-def test_the_operator_has_no_right_twice(kube: Kube, helm: Path, tmp_path: Path) -> None:
+def test_the_operator_has_no_right_twice(kube: Kube, record: Path, helm: Path, tmp_path: Path) -> None:
     def without(rule: int) -> None:
         """The operator asks for what was taken away, and is not let."""
         with kube.namespace() as place, account(helm, place, "operator", without=rule) as name:
             operator = place.start_operator(kubeconfig=str(place.kubeconfig_of(name, tmp_path)))
             try:
                 place.apply("echo words; exit 3")
-                until_forbidden(kube, place, name, granted([known[rule]]))
+                until_forbidden(record, place, name, granted([known[rule]]))
             finally:
                 operator.stop()
 
@@ -170,7 +178,7 @@ def tasks(shared: Place) -> tuple[str, str]:
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("usage")
 async def test_the_api_uses_all_the_rights_it_has(
-    kube: Kube, shared: Place, helm: Path, tmp_path: Path, tasks: tuple[str, str]
+    record: Path, shared: Place, helm: Path, tmp_path: Path, tasks: tuple[str, str]
 ) -> None:
     with account(helm, shared, "api", f"{shared.name}-all") as name:
         settings = serving(shared, shared.kubeconfig_of(name, tmp_path), tmp_path)
@@ -179,13 +187,13 @@ async def test_the_api_uses_all_the_rights_it_has(
             await serves(store, settings, *tasks)
         finally:
             await store.close()
-        until_used(kube, shared, name, granted(rules(rights(helm, shared, "api", "r"))))
+        until_used(record, shared, name, granted(rules(rights(helm, shared, "api", "r"))))
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("usage")
 async def test_the_api_has_no_right_twice(
-    kube: Kube, shared: Place, helm: Path, tmp_path: Path, tasks: tuple[str, str]
+    record: Path, shared: Place, helm: Path, tmp_path: Path, tasks: tuple[str, str]
 ) -> None:
     async def without(rule: int) -> None:
         """The API asks for what was taken away, and is not let."""
@@ -196,7 +204,7 @@ async def test_the_api_has_no_right_twice(
             settings = serving(shared, kubeconfig, tmp_path)
             store = KubernetesStore(await connect(settings), settings)
             trying = asyncio.ensure_future(serves(store, settings, *tasks))
-            await asyncio.to_thread(until_forbidden, kube, shared, name, granted([known[rule]]))
+            await asyncio.to_thread(until_forbidden, record, shared, name, granted([known[rule]]))
             await store.close()  # first: it cuts off what is under way
             trying.cancel()
             await asyncio.gather(trying, return_exceptions=True)
@@ -242,10 +250,10 @@ def granted(known: list[tuple[Json, Json]]) -> set[Grant]:
     }
 
 
-def until_used(kube: Kube, place: Place, name: str, grants: set[Grant]) -> None:
+def until_used(record: Path, place: Place, name: str, grants: set[Grant]) -> None:
     """Return once the record says that the account was let do all of those; a watch is in it when it has ended."""
     asked: set[Grant] = set()
-    with subprocess.Popen(["tail", "-n", "+1", "-F", record(kube)], stdout=subprocess.PIPE, text=True) as tail:
+    with subprocess.Popen(["tail", "-n", "+1", "-F", record], stdout=subprocess.PIPE, text=True) as tail:
         assert tail.stdout is not None
         for grant, decision in asked_for(tail.stdout, place, name):
             assert decision == "allow", grant
@@ -255,20 +263,14 @@ def until_used(kube: Kube, place: Place, name: str, grants: set[Grant]) -> None:
         tail.terminate()
 
 
-def until_forbidden(kube: Kube, place: Place, name: str, grants: set[Grant]) -> None:
+def until_forbidden(record: Path, place: Place, name: str, grants: set[Grant]) -> None:
     """Return once the record says that the account asked for one of those, and was not let."""
-    with subprocess.Popen(["tail", "-n", "+1", "-F", record(kube)], stdout=subprocess.PIPE, text=True) as tail:
+    with subprocess.Popen(["tail", "-n", "+1", "-F", record], stdout=subprocess.PIPE, text=True) as tail:
         assert tail.stdout is not None
         next(
             grant for grant, decision in asked_for(tail.stdout, place, name) if decision == "forbid" and grant in grants
         )
         tail.terminate()
-
-
-def record(kube: Kube) -> Path:
-    if kube.own is None:
-        missing("The API server's audit log", "unset CLOUDAI_TEST_KUBECONFIG")
-    return kube.own.audit
 
 
 def asked_for(lines: Iterable[str], place: Place, name: str) -> Iterator[tuple[Grant, str]]:

@@ -20,8 +20,14 @@ NO_LOG = [
     b"unable to retrieve container logs for containerd://" + b"0" * 64,
     b'failed to try resolving symlinks in path "%s": lstat %s: no such file or directory' % (_FILE, _FILE),
     b'failed to open log file "%s": open %s: no such file or directory' % (_FILE, _FILE),
+    b"container status is nil",
 ]
-NO_WATCHER = b"failed to create fsnotify watcher: too many open files"
+BEHIND = [
+    b"failed to create fsnotify watcher: too many open files",
+    b'failed to watch directory "/var/log/pods/here_t-1_0f7cbf29/task": no space left on device',
+    b'failed to read log file "%s": input/output error' % _FILE,
+    b'rpc error: code = NotFound desc = an error occurred when try to find container "%s": not found' % (b"0" * 64),
+]
 
 
 @contextlib.asynccontextmanager
@@ -46,6 +52,7 @@ async def api_of(handle: Handler, directory: Path) -> AsyncIterator[Api]:
         await runner.cleanup()
 
 
-def refused(status: int, reason: str) -> web.Response:
-    """A refusal in Kubernetes' own words."""
-    return web.json_response({"kind": "Status", "reason": reason, "code": status, "message": reason}, status=status)
+def refused(status: int, reason: str, of: str = "") -> web.Response:
+    """A refusal in Kubernetes' own words, of what kind of thing."""
+    document = {"kind": "Status", "reason": reason, "code": status, "message": reason, "details": {"kind": of}}
+    return web.json_response(document, status=status)

@@ -21,7 +21,7 @@ from cloudai_controller.kube.archive import Archive
 from cloudai_controller.kube.facts import Facts
 from cloudai_controller.kube.state import SeenPod, seen_pod
 from cloudai_controller.kube.tidy import Tidying
-from tests.kube.stub import NO_LOG, NO_WATCHER, api_of, refused
+from tests.kube.stub import BEHIND, NO_LOG, api_of, refused
 from tests.kube.test_pods import pod
 
 TASK = {"apiVersion": "cloudai.dev/v1alpha1", "kind": "Task", "name": "t", "uid": "task"}
@@ -52,11 +52,13 @@ class Server:
         self.logs = {name.replace("_", "-"): data for name, data in logs.items()}
         self.refusals: list[web.Response] = []
         self.kept: list[bytes] = []
+        self.released: list[str] = []
         self.asked = asyncio.Event()
         self.reads = 0
         self.silent: dict[str, asyncio.Event] = {}  # Pods whose node does not answer before that
         self.breaks = 0  # answers with a log that break off in their midst
         self.stalls = 0  # and those that bring nothing more from there on
+        self.unknown = 0  # and those of a node that does not know the Pod
         self.over = asyncio.Event()
         self._news = asyncio.Event()
 
@@ -74,13 +76,18 @@ class Server:
             self._news.set()
             return web.json_response({})
         if request.method == "PATCH":
-            return web.json_response(pod({}, name=request.path.rpartition("/")[2], version=9))
+            self.released.append(request.path.rpartition("/")[2])
+            self._news.set()
+            return web.json_response(pod({}, name=self.released[-1], version=9))
         self.asked.set()
         self.reads += 1
         self._news.set()
         name = request.path.removeprefix(f"{PODS}/").removesuffix("/log")
         if name in self.silent:
             await self.silent[name].wait()
+        if self.unknown:
+            self.unknown -= 1
+            return refused(404, "NotFound", "pods/log")
         data = self.logs.get(name)
         if data is not None and (self.breaks or self.stalls):
             answer = web.StreamResponse(headers={"Content-Length": str(len(data))})
@@ -181,17 +188,48 @@ async def test_what_the_kubelet_says_of_a_removed_log_is_no_log(tmp_path: Path, 
     assert server.kept == []
 
 
-async def test_what_was_followed_is_read_again_since_it_may_have_ended_too_early(tmp_path: Path) -> None:
-    server, found = Server(t_1=b"wor" + NO_WATCHER), seen_pod(ending())
+@pytest.mark.parametrize("end", [b"", *BEHIND])
+@pytest.mark.parametrize(("again", "kept"), [(b"words", b"words"), (NO_LOG[0], b"wor")])
+async def test_what_was_followed_is_read_again_since_it_may_have_ended_too_early(
+    tmp_path: Path, end: bytes, again: bytes, kept: bytes
+) -> None:
+    server, found = Server(t_1=b"wor" + end), seen_pod(ending())
     async with api_of(server.handle, tmp_path) as api:
         archive = Archive(api, "here", lambda _: True)
-        for log in (b"words", NO_LOG[0]):
-            await followed(archive, found, server)
-            server.logs["t-1"] = log
-            await archive.keep(found, TASK)
-            archive.forget(found)
-            server.logs["t-1"] = b"wor"
-    assert server.kept == [b"words", b"wor"]
+        await followed(archive, found, server)
+        server.logs["t-1"] = again
+        await archive.keep(found, TASK)
+    assert server.kept == [kept + (archives.BROKEN if end and again == NO_LOG[0] else b"")]
+
+
+async def test_of_a_node_that_is_gone_what_was_followed_says_that_it_may_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "READ_SECONDS", 0.2)
+    server, found, silent = Server(t_1=b"words", t_2=b""), seen_pod(ending()), seen_pod(ending(2, "second"))
+    async with api_of(server.handle, tmp_path) as api:
+        archive = Archive(api, "here", lambda _: True)
+        for one in (found, silent):
+            await followed(archive, one, server)
+        server.silent = {"t-1": asyncio.Event(), "t-2": asyncio.Event()}
+        for one in (found, silent):
+            with pytest.raises(CloudAIError):
+                await archive.keep(one, TASK)
+            await archive.keep(one, TASK, at_last=True)
+    assert server.kept == [b"words" + archives.BROKEN]
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_a_kubelet_that_does_not_know_the_pod_yet_is_asked_again_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    monkeypatch.setattr(tidy, "KUBELET_MS", 50)
+    server = Server()
+    server.unknown = 1 if comes else 2
+    server.logs["t-1"] = b"words"
+    async with tidied(server, tmp_path, ended()):
+        await server.until(lambda: server.released == ["t-1"])
+    assert (server.reads, server.kept) == (2, [b"words"] if comes else [])
 
 
 async def test_another_pod_of_the_same_name_has_a_log_of_its_own(tmp_path: Path) -> None:

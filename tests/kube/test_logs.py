@@ -9,13 +9,15 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from cloudai.errors import CloudAIError, Code
 from cloudai.settings import Settings
+from cloudai.store.kube import api as requests
 from cloudai.store.kube import logs as reads
 from cloudai.store.kube import quantity, spool
 from cloudai.store.kube.api import Api
@@ -23,9 +25,10 @@ from cloudai.store.kube.logs import Absent, Log, PodLogs, archive_body
 from cloudai.store.kube.pods import run_of
 from cloudai.store.kube.store import KubernetesStore
 from cloudai.store.kube.task_resource import Json
+from cloudai.store.protocol import LogSlice
 from tests.api.conftest import client_of
 from tests.kube.kube import ROOT
-from tests.kube.stub import NO_LOG, NO_WATCHER, api_of, refused
+from tests.kube.stub import BEHIND, NO_LOG, api_of, refused
 from tests.kube.test_pods import pod
 
 BEGAN = "2025-11-16T10:30:00Z"
@@ -62,6 +65,7 @@ class Server:
         self.kept: dict[str, Json] = {}
         self.closed = asyncio.Event()
         self.asked: Counter[str] = Counter()
+        self.unreachable = False  # the nodes
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         kind = request.path.rpartition("/")[2]
@@ -86,6 +90,8 @@ class Server:
     async def _log(self, request: web.Request, name: str) -> web.StreamResponse:
         follows = "follow" in request.query
         self.asked["followed" if follows else "whole"] += 1
+        if self.unreachable:
+            return refused(500, "InternalError")
         data = (self.followed if follows else self.whole).get(name)
         if data is None:
             return refused(404, "NotFound")
@@ -95,6 +101,21 @@ class Server:
         if follows:
             await self.closed.wait()
         return stream
+
+
+class Pieces(Api):
+    """Gives every log in these."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    @contextlib.asynccontextmanager
+    async def stream(self, path: str, **query: str | int) -> AsyncIterator[StreamReader]:
+        yield cast(StreamReader, self)
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
 
 
 @contextlib.asynccontextmanager
@@ -171,6 +192,33 @@ async def test_a_stream_that_stays_open_after_the_end_is_given_up(
         assert await read_on(store, tmp_path) == b"words\n"
 
 
+async def test_a_stream_that_has_ended_too_early_is_opened_anew_however_many_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "KEPT_SECONDS", 0.05)
+    server = Server()
+    server.followed["t-1"] = b"one\n"
+    server.closed.set()
+    async with logs_of(server, tmp_path) as (_, logs):
+        assert await logs.wait(OF, 0)
+        async with asyncio.timeout(10):
+            while server.asked["followed"] < 2:
+                await logs.wait(OF, 4)
+                await asyncio.sleep(0)
+
+
+async def test_who_asks_for_the_same_place_again_gets_what_is_there_by_then(tmp_path: Path) -> None:
+    server = Server()
+    server.whole["t-1"] = b"0123456789"
+    async with logs_of(server, tmp_path) as (_, logs):
+        for place in (5, 10):
+            assert (await logs.read(OF, place, 100, ended=False)).data == server.whole["t-1"][place:]
+        server.whole["t-1"] += b"and more"
+        assert (await logs.read(OF, 5, 100, ended=False)).data == b"56789and more"
+        last = await logs.read(OF, 10, 100, ended=True)
+    assert (last.data, last.complete) == (b"and more", True)
+
+
 async def test_a_slow_follower_gets_what_the_kubelet_has_no_more(tmp_path: Path) -> None:
     server = Server()
     server.whole["t-1"], server.followed["t-1"] = b"56789", b"0123456789"
@@ -229,34 +277,85 @@ async def test_what_the_kubelet_says_instead_of_a_log_is_no_part_of_one(tmp_path
         assert (await reading).data == b"words\nand more\n"
 
 
+@pytest.mark.parametrize("words", BEHIND)
 async def test_a_node_that_cannot_follow_a_log_is_asked_for_it_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: bytes
 ) -> None:
-    monkeypatch.setattr(spool, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(spool, "KEPT_SECONDS", 0.05)
     server = Server()
     server.closed.set()
-    server.followed["t-1"], server.whole["t-1"] = b"one\n" + NO_WATCHER, b"one\n"
+    server.followed["t-1"] = b"one\n" + words
     async with logs_of(server, tmp_path) as (_, logs):
         assert await logs.wait(OF, 0)
         assert (await logs.read(OF, 0, 100, ended=False)).data == b"one\n"
-        assert await logs.wait(OF, 4)
-        assert server.asked["followed"] == 2
-        server.followed["t-1"] = server.whole["t-1"] = b"one\ntwo\n"
-        assert await logs.wait(OF, 4)
+        assert not await logs.wait(OF, 4)
+        assert server.asked == {"followed": 1}
+        server.followed["t-1"] = b"one\ntwo\n"
+        async with asyncio.timeout(10):
+            while True:
+                await asyncio.sleep(0)
+                if await logs.wait(OF, 4):
+                    break
         assert (await logs.read(OF, 4, 100, ended=False)).data == b"two\n"
+    assert server.asked == {"followed": 2}
 
 
-def test_a_task_that_says_the_like_of_another_place_is_heard() -> None:
-    own = b'failed to open log file "/var/log/pods/here_t-2_0/task/0.log": none'
-    assert reads.kubelet_words(own, "t-2") == own
-    assert reads.kubelet_words(own, "t-1") == b""
-    assert reads.kubelet_words(own + b"\n", "t-2") == b""
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+async def test_words_of_the_kubelet_that_come_in_pieces_are_known_too(cut: int) -> None:
+    instead, behind = NO_LOG[1], b"one\n" + BEHIND[0]
+    logs = PodLogs(Pieces([instead[:cut], instead[cut:]]), "here")
+    with pytest.raises(Absent):
+        await logs.read(OF, 0, 100, ended=False)
+    await logs.close()
+    logs = PodLogs(Pieces([behind[:cut], behind[cut:]]), "here")
+    assert await logs.wait(OF, 0)
+    assert (await logs.read(OF, 0, 100, ended=False)).data == b"one\n"
+    await logs.close()
+
+
+async def test_what_comes_in_pieces_is_put_together() -> None:
+    text = b"one\n\ntwo three" + b"x" * 5000 + b"\nfour"
+    for size in (1, 7, 1999, 2001, 4096):
+        logs = PodLogs(Pieces([text[at : at + size] for at in range(0, len(text), size)]), "here")
+        assert (await logs.read(OF, 0, 10_000, ended=True)).data == text
+        await logs.close()
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_what_a_task_says_is_not_taken_for_the_kubelets(follows: bool) -> None:
+    for words in (*NO_LOG, *BEHIND):
+        assert reads.kubelet_words(words + b"\n", "t-1", follows=follows) == b""
+    for words in NO_LOG:
+        assert reads.kubelet_words(words, "t-1", follows=follows) == words
+        assert reads.kubelet_words(words, "t-2", follows=follows) == (b"" if b"/task/" in words else words)
+        before = reads.kubelet_words(b"one\n" + words, "t-1", follows=follows)
+        assert before == (words if follows and b"open log file" in words else b"")
+    for words in BEHIND:
+        known = follows or b"read log file" in words
+        assert reads.kubelet_words(b"one\n" + words, "t-1", follows=follows) == (words if known else b"")
+        assert reads.kubelet_words(words, "t-1", follows=follows, goes_on=True) == (words if known else b"")
+
+
+async def test_a_node_that_does_not_answer_has_no_empty_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "NO_LOG_SECONDS", 0.0)
+    server = Server(task(), attempt(RUNNING))
+    server.unreachable = True
+    async with store_of(server, tmp_path) as store:
+        with pytest.raises(CloudAIError) as told:
+            await store.read_log("t", 1, 0, 100)
+    assert told.value.code is Code.UNAVAILABLE
+
+
+async def test_a_container_that_has_not_started_has_an_empty_log_that_goes_on(tmp_path: Path) -> None:
+    server = Server(task(phase="Pending"), attempt({"waiting": {"reason": "ContainerCreating"}}, "Pending"))
+    async with store_of(server, tmp_path) as store:
+        assert await store.read_log("t", 1, 0, 100) == LogSlice(b"", 0, 0, False)
 
 
 async def test_a_log_that_is_too_long_ends_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "LONGEST", 10)
     server = Server(task(), attempt(RUNNING))
-    server.whole["t-1"], server.followed["t-1"] = b"", b"0123456789" * 3
+    server.whole["t-1"], server.followed["t-1"] = b"", b"0123456789" * 3 + b"\n"
     async with store_of(server, tmp_path) as store:
         assert await read_on(store, tmp_path) == b"0123456789\n[cloudai: the log was cut at 10 bytes]\n"
 
@@ -289,6 +388,15 @@ async def test_a_log_that_another_task_of_that_name_left_behind_is_not_this_ones
             await logs.read(OF, 0, 100, ended=True)
         found = await logs.read(Log("t-1", "before"), 0, 100, ended=True)
     assert (found.data, found.complete) == (b"old\n", True)
+
+
+@pytest.mark.parametrize("data", [{}, {"log.zlib": "bm9uZQ=="}, None])
+async def test_what_somebody_else_kept_under_its_name_is_no_log(tmp_path: Path, data: Json | None) -> None:
+    server = Server()
+    server.kept[OF.kept_as] = {"kind": "ConfigMap", "binaryData": data}
+    async with logs_of(server, tmp_path) as (_, logs):
+        with pytest.raises(Absent):
+            await logs.read(OF, 0, 100, ended=True)
 
 
 # -- what reading costs

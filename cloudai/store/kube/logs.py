@@ -16,9 +16,9 @@ import aiohttp
 
 from cloudai.errors import unavailable
 from cloudai.resources import Run
-from cloudai.store.kube.api import Api, ApiError
+from cloudai.store.kube.api import Api, ApiError, as_unavailable
 from cloudai.store.kube.pods import CONTAINER
-from cloudai.store.kube.spool import Room, Spool
+from cloudai.store.kube.spool import Room, Spool, Unreadable
 from cloudai.store.kube.task_resource import ATTEMPT_LABEL, GROUP, TASK_LABEL, Json
 from cloudai.store.protocol import LogSlice
 
@@ -28,24 +28,22 @@ MOST_BYTES = 768 * 1024 * 1024  # of all logs that are followed or read: the cha
 READ_SECONDS = 60.0  # that reading all there is may take: of a kubelet that hangs nothing may ever come
 END_SECONDS = 10.0  # how long after an attempt's end what follows its log may take to end, too
 LOG_LABEL = f"{GROUP}/log"
-# What the kubelet says, and answers 200, of a log that it has not any more or cannot follow (`GetContainerLogs` and
-# `ReadLogs` of Kubernetes). A path has the Pod's name in it.
-_WORDS = re.compile(
-    rb"""(?:unable\ to\ retrieve\ container\ logs\ for\ [a-z-]+://[0-9a-f]{64}
-    |failed\ to\ (?:try\ resolving\ symlinks\ in\ path|open\ log\ file|watch\ directory)
-        \ "/[^"\n]*_(?P<pod>[a-z0-9-]+)_[^"\n]*":[^\n]*
-    |failed\ to\ create\ fsnotify\ watcher:[^\n]*)\Z""",
-    re.VERBOSE,
+# What the kubelet says, and answers 200: instead of a log, or at the end of one that it cannot read or follow any longer
+# (`GetContainerLogs` and `ReadLogs` of Kubernetes). No line's end follows.
+_INSTEAD = re.compile(
+    rb"unable to retrieve container logs for [a-z-]+://[0-9a-f]{64}|container status is nil"
+    rb'|failed to (?:try resolving symlinks in path|open log file) (?P<path>"/[^"\n]*"):[^\n]*'
+)
+_BEHIND = re.compile(rb'failed to read log file (?P<path>"/[^"\n]*"):[^\n]*\Z')
+_BEHIND_FOLLOWED = re.compile(
+    rb"(?:failed to create fsnotify watcher|rpc error: code = [A-Za-z]+ desc =)[^\n]*\Z"
+    rb'|failed to (?:watch directory|(?:read|open|reset seek in) log file) (?P<path>"/[^"\n]*"):[^\n]*\Z'
 )
 _LONGEST_WORDS = 2000
 
 
 class Absent(Exception):
-    """There is no such log: the Pod is gone or has not started, the kubelet has it no more, the archive has none."""
-
-
-class Unreadable(Exception):
-    """The kubelet tells something instead of a log, or at the end of one that it does not follow any longer."""
+    """There is no such log now: the Pod is gone or has not started, the kubelet has it no more, the archive has none."""
 
 
 class Log(NamedTuple):
@@ -75,10 +73,16 @@ def log_path(namespace: str, pod: str) -> str:
     return f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
 
 
-def kubelet_words(data: bytes | bytearray, pod: str) -> bytes:
-    """The end of `data`, of the log of that Pod, where it is nothing of the log but something the kubelet says."""
-    found = _WORDS.search(data[-_LONGEST_WORDS:])
-    return found[0] if found is not None and found["pod"] in (None, pod.encode()) else b""
+def kubelet_words(data: bytes | bytearray, pod: str, *, follows: bool, goes_on: bool = False) -> bytes:
+    """The end of `data`, of the log of that Pod, where it is nothing of the log but something the kubelet says.
+
+    `goes_on`: `data` is not from the beginning. What has a path is of the Pod whose name is in it.
+    """
+    last = bytes(data[-_LONGEST_WORDS:])
+    last = last[last.rfind(b"\n") + 1 :]
+    found = None if goes_on or len(last) < len(data) else _INSTEAD.fullmatch(last)
+    found = found or (_BEHIND_FOLLOWED if follows else _BEHIND).search(last)
+    return found[0] if found is not None and f"_{pod}_".encode() in (found["path"] or f"_{pod}_".encode()) else b""
 
 
 class PodLogs:
@@ -108,28 +112,29 @@ class PodLogs:
             if spool.final or (has and not ended and spool.end >= spool.known):
                 return _slice(spool, offset, limit)
         copy = self._copies.get(of)
-        if copy is None or not 0 < offset < copy.end:  # the kubelet cannot begin at an offset
-            copy = await self._copied(of, ended)
-        if copy is None:
-            return LogSlice(b"", 0, 0, False)  # the container has not started
+        if copy is None or (ended and not copy.final) or not copy.is_read_on(offset):
+            copy = await self._copied(of, ended)  # whole: the kubelet cannot begin at an offset
         if (before := self._copies.pop(of, copy)) is not copy:
-            before.drop()
+            copy.succeed(before)
         self._copies[of] = copy
         if spool is not None and not spool.dropped.is_set() and max(offset, copy.end) < spool.end:
             return _slice(spool, offset, limit)  # the beginning, which the kubelet or the archive has no more
         return _slice(copy, offset, limit)
 
-    async def _copied(self, of: Log, ended: bool) -> Spool | None:
-        """All that there is now; None where there is nothing yet."""
+    async def _copied(self, of: Log, ended: bool) -> Spool:
+        """All that there is now."""
         try:
             return await self._whole(of, self._from_pod(of), ended)
         except Unreadable:
-            if not ended:
-                raise Absent from None
+            pass
         except ApiError as error:
+            if error.status == 500 and not ended:  # its node does not answer
+                raise as_unavailable(error) from None
             if error.status not in (400, 404, 500):
                 raise
-        return await self._whole(of, self._from_archive(of), True) if ended else None
+        if not ended:
+            raise Absent
+        return await self._whole(of, self._from_archive(of), True)
 
     async def _whole(self, of: Log, source: AsyncGenerator[bytes, None], ended: bool) -> Spool:
         """`source`, to its end."""
@@ -147,8 +152,8 @@ class PodLogs:
         return copy
 
     async def wait(self, of: Log, beyond: int) -> bool:
-        """Return when the running attempt has written more than `beyond` bytes; False when no more is to be had of it, but
-        for news of its Pod: what follows a log ends before that is known, or because its kubelet has restarted.
+        """Return when the running attempt has written more than `beyond` bytes; False when no more is to be had of it soon, but
+        for news of its Pod: what follows a log ends before that is known, or because its kubelet has restarted or cannot.
         """
         spool = self._followed.get(of)
         if spool is None:
@@ -156,9 +161,10 @@ class PodLogs:
                 raise unavailable(f"{MOST_FOLLOWED} logs are followed already")
             spool = self._followed[of] = self._open(of, self._from_pod(of, follow="true"), beyond, False)
         await spool.wait(beyond, None)
-        if spool.error is not None:
+        if spool.end <= beyond and not spool.stays:
             await spool.dropped.wait()
-        return spool.end > beyond or spool.error is not None
+            return True
+        return spool.end > beyond
 
     def _open(self, of: Log, source: AsyncGenerator[bytes, None], known: int, final: bool) -> Spool:
         def gone(spool: Spool) -> None:
@@ -167,7 +173,10 @@ class PodLogs:
                 if known.get(of) is spool:
                     del known[of]
 
-        spool = Spool(source, self._room, gone, known, final)
+        try:
+            spool = Spool(source, self._room, gone, known, final)
+        except OSError as error:
+            raise unavailable(f"there is no place for a log: {error}") from None
         self._spools.add(spool)
         return spool
 
@@ -178,14 +187,19 @@ class PodLogs:
         return spool is not None
 
     async def _from_pod(self, of: Log, **query: str) -> AsyncGenerator[bytes, None]:
-        path = log_path(self._namespace, of.run_id)
-        async with self._api.stream(path, container=CONTAINER, **query) as stream:
-            words = b""
+        """A line that has not ended is held back: it may become the kubelet's words. Raises Unreadable at their place."""
+        held, goes_on = b"", False
+        async with self._api.stream(log_path(self._namespace, of.run_id), container=CONTAINER, **query) as stream:
             async for piece in stream.iter_any():
-                piece = words + piece
-                words = kubelet_words(piece, of.run_id)
-                if data := piece.removesuffix(words):
-                    yield data
+                piece = held + piece
+                cut = max(piece.rfind(b"\n") + 1, len(piece) - _LONGEST_WORDS)
+                held = piece[cut:]
+                if cut:
+                    goes_on = True
+                    yield piece[:cut]
+        words = kubelet_words(held, of.run_id, follows="follow" in query, goes_on=goes_on)
+        if rest := held.removesuffix(words):
+            yield rest
         if words:
             raise Unreadable(words.decode(errors="replace"))
 
@@ -196,8 +210,13 @@ class PodLogs:
             if error.status == 404:
                 raise Absent from None
             raise
-        # Bounded: whoever may write ConfigMaps there could have put anything under that name.
-        yield zlib.decompressobj().decompress(base64.b64decode(kept["binaryData"]["log.zlib"]), LONGEST + 1024)
+        # Whoever may write ConfigMaps there could have put anything under that name, of any size.
+        try:
+            packed = base64.b64decode(kept["binaryData"]["log.zlib"])
+            data = zlib.decompressobj().decompress(packed, LONGEST + 1024)
+        except (LookupError, TypeError, ValueError, zlib.error):
+            raise Absent from None
+        yield data
 
 
 def _slice(spool: Spool, offset: int, limit: int) -> LogSlice:

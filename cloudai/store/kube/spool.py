@@ -10,13 +10,17 @@ import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable
 
-from cloudai.errors import unavailable
+from cloudai.errors import CloudAIError, unavailable
 
 IDLE_SECONDS = 30.0  # what nobody has read from for this long is ended
 KEPT_SECONDS = 10.0  # what has ended is there for its readers' next pieces this long
-AGAIN_SECONDS = 1.0  # what broke off is asked for anew after this
+AGAIN_SECONDS = 1.0  # what broke off is asked for anew after this; what its source cannot give, after KEPT_SECONDS
 LONGEST = 64 * 1024 * 1024  # bytes of one log; there it ends, and says so
 log = logging.getLogger("cloudai.kubernetes")
+
+
+class Unreadable(Exception):
+    """Where a log should go on, its source says why it does not."""
 
 
 class Room:
@@ -54,6 +58,7 @@ class Spool:
         self._gone = gone
         self._more = asyncio.Event()
         self._readers = 0
+        self._reached: set[int] = set()  # where pieces ended that were read of what is over
         self._read_at = asyncio.get_running_loop().time()
         self.end = 0
         self.over = False
@@ -70,7 +75,7 @@ class Spool:
         if self._filling.done():
             self.over = True
             self._wake()
-            while (left := self._left(AGAIN_SECONDS if self.error else KEPT_SECONDS)) > 0:  # noqa: ASYNC110
+            while (left := self._left(KEPT_SECONDS if self.stays else AGAIN_SECONDS)) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(left)
         self.drop()
 
@@ -107,19 +112,39 @@ class Spool:
         return seconds if self._readers else self._read_at + seconds - asyncio.get_running_loop().time()
 
     @property
+    def stays(self) -> bool:
+        """Whether its end is one that its source would come to again, were it asked at once."""
+        return self.error is None or isinstance(self.error, CloudAIError | Unreadable)
+
+    @property
     def is_for_later(self) -> bool:
         """Whether it is over and nobody waits for it."""
         return self.over and not self._readers
 
     def read(self, offset: int, limit: int) -> bytes:
-        """What is there. Only who reads on keeps up what is over."""
-        if not self.over or 0 < offset < self.end:
-            self._read_at = asyncio.get_running_loop().time()
+        """What is there. Only who comes further keeps up what is over."""
         self._file.seek(offset)
-        return self._file.read(min(limit, max(0, self.end - offset)))
+        data = self._file.read(min(limit, max(0, self.end - offset)))
+        reached = offset + len(data)
+        if not self.over or reached not in self._reached:
+            self._read_at = asyncio.get_running_loop().time()
+        if self.over:
+            self._reached.add(reached)
+        return data
+
+    def is_read_on(self, offset: int) -> bool:
+        """Whether a piece that was read ended there, and more is there."""
+        return offset in self._reached and offset < self.end
+
+    def succeed(self, before: Spool) -> None:
+        """Whoever is reading `before`, of which nobody needs more now, reads on here."""
+        self._reached |= before._reached
+        before.drop()
 
     async def wait(self, beyond: float, timeout: float | None) -> None:
         """Return when there are more than `beyond` bytes, or it is over, or after `timeout` seconds."""
+        if self.over:
+            return
         self._readers += 1
         try:
             with contextlib.suppress(TimeoutError):

@@ -309,6 +309,8 @@ class KubernetesStore:
             except Absent:
                 if ended and (pod is None or not pod.log_due):
                     raise
+                if not ended and not _began(pod):
+                    return LogSlice(b"", 0, 0, False)
             if time.monotonic() > deadline:
                 raise unavailable("the log of this attempt cannot be read yet")
             await asyncio.sleep(LOG_AGAIN_SECONDS)
@@ -319,8 +321,7 @@ class KubernetesStore:
             number = task.attempt if attempt is None else attempt
             if self._log_is_over(task, number):
                 return
-            pod = self._pod(task_id, number)
-            began = pod is not None and pod.run is not None and pod.run.started_at is not None
+            began = _began(self._pod(task_id, number))
             async with asyncio.timeout(timeout):
                 if not began or not await self._logs.wait(self._log(task_id, number), beyond):
                     await news.wait()
@@ -373,6 +374,10 @@ def _possible(name: str) -> bool:
 
 def _has_begun_or_ended(task: Task | None) -> bool:
     return task is None or task.status is not TaskStatus.QUEUED
+
+
+def _began(pod: Held | None) -> bool:
+    return pod is not None and pod.run is not None and pod.run.started_at is not None
 
 
 def _renewed(lease: Json) -> int:

@@ -21,7 +21,7 @@ FOLLOW_SECONDS = 3900.0  # a grace of an hour, and then some
 
 MOST_FOLLOWED = 64  # at once; of others what the kubelet has not dropped yet is read after their end
 END_SECONDS = 10.0  # how long after a Pod's end what follows its log may take to end, too
-BROKEN = b"\n[cloudai: the log broke off here]\n"
+BROKEN = b"\n[cloudai: the log may go on: its end could not be read]\n"
 
 
 class _Read(NamedTuple):
@@ -67,11 +67,11 @@ class Archive:
         if pod.run.started_at is not None:
             # What was followed ends like a whole one where the kubelet went away meanwhile: the API server does not tell.
             try:
-                again = await self._read(pod.run.run_id, READ_SECONDS, bytearray())
+                again = await self._read(pod.run.run_id, READ_SECONDS, bytearray(), at_last)
             except (ApiError, CloudAIError):
-                if not (at_last and read.data):
+                if not (at_last and (read.data or read.whole)):
                     raise
-                again = read
+                again = read = read._replace(whole=False)
             if not again.whole and not at_last:
                 raise unavailable(f"the log of {pod.run.run_id} broke off after {len(again.data)} bytes")
             if len(again.data) >= len(read.data):
@@ -99,18 +99,18 @@ class Archive:
         following = self._followed[pod.uid]
         await asyncio.wait([following.reading], timeout=END_SECONDS)
         done = following.reading.done() and not following.reading.cancelled()
-        return following.reading.result() if done else _log(pod.run.run_id, following.heard, whole=False)
+        return following.reading.result() if done else _log(pod.run.run_id, following.heard, whole=False, follows=True)
 
     async def _read_on(self, run_id: str, heard: bytearray) -> _Read:
         """What cannot be followed is read after its end."""
         try:
-            return await self._read(run_id, FOLLOW_SECONDS, heard, follow="true")
+            return await self._read(run_id, FOLLOW_SECONDS, heard, at_last=False, follow="true")
         except (ApiError, CloudAIError):
             return _Read(b"", False)
         finally:
             heard.clear()  # what is returned is enough
 
-    async def _read(self, run_id: str, seconds: float, data: bytearray, **query: str) -> _Read:
+    async def _read(self, run_id: str, seconds: float, data: bytearray, at_last: bool, **query: str) -> _Read:
         """The log, taken into `data`; nothing where there is none any more. Raises ApiError, or `unavailable` where not a byte
         came in time.
         """
@@ -122,18 +122,23 @@ class Archive:
                 async for piece in stream.iter_any():
                     data += piece
         except ApiError as error:
-            if error.status not in (400, 404):
+            if error.status not in (400, 404) or (is_of_kubelet(error) and not at_last):
                 raise
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if not data:
                 raise unavailable(f"the log of {run_id} broke off: {error or type(error).__name__}") from None
             whole = False
-        return _log(run_id, data, whole)
+        return _log(run_id, data, whole, follows="follow" in query)
 
 
-def _log(run_id: str, data: bytearray, whole: bool) -> _Read:
+def is_of_kubelet(error: Exception) -> bool:
+    """Whether the node says that there is no such Pod. One that has only just started does not know its own yet."""
+    return isinstance(error, ApiError) and error.status == 404 and error.details.get("kind") == "pods/log"
+
+
+def _log(run_id: str, data: bytearray, whole: bool, follows: bool) -> _Read:
     """Without what the kubelet says at its end; where it says that alone, it has no log."""
-    words = kubelet_words(data, run_id)
+    words = kubelet_words(data, run_id, follows=follows)
     log = bytes(data).removesuffix(words)
     return _Read(_shortened(log, LONGEST) if len(log) > LONGEST else log, whole and not (words and log))
 

@@ -12,7 +12,7 @@ from cloudai.resources import Reason
 from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.pods import FINALIZER
 from cloudai.store.kube.task_resource import API_VERSION, KIND, Json
-from cloudai_controller.kube.archive import Archive
+from cloudai_controller.kube.archive import Archive, is_of_kubelet
 from cloudai_controller.kube.facts import Facts
 from cloudai_controller.kube.state import SeenPod
 from cloudai_controller.kube.workqueue import WorkQueue
@@ -22,6 +22,7 @@ A_NODE = 4  # of these at most read from the same node: one that does not answer
 PATIENCE_MS = 60_000  # an end may wait so long to be tidied up after, while others wait to be told of
 BUSY_SECONDS = 2.0  # until it is asked again whether that is over
 LOG_PATIENCE_MS = 300_000  # how long a log is tried to be read after its end, of a node that does not answer
+KUBELET_MS = 10_000  # the same of one that does not know the Pod
 _REMOVED_SOON = frozenset({Reason.EVICTED, Reason.STORAGE_LIMIT_EXCEEDED})  # by the kubelet, with the log
 
 log = logging.getLogger("cloudai.operator")
@@ -49,7 +50,9 @@ class Tidying:
         self._turns: Counter[str] = Counter()  # how many are taken, by node
         self._given: dict[str, str] = {}  # keys that need not wait any more, and the node that they have a turn on
         self._waiting: defaultdict[str, dict[str, bool]] = defaultdict(dict)  # by node, in order: whether it is urgent
-        self._unread: dict[str, int] = {}  # by Pod: since when its log cannot be read
+        self._unread: dict[
+            str, tuple[int, int]
+        ] = {}  # by Pod: since when its log is tried to be read, and how long (ms)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -78,9 +81,9 @@ class Tidying:
                 node = pod.run.worker_id
                 self._turns[node] += 1
             if seen is not None and seen.uid == pod.owner:
-                await self._keep(
-                    pod_name, pod, {"apiVersion": API_VERSION, "kind": KIND, "name": name, "uid": seen.uid}
-                )
+                owner = {"apiVersion": API_VERSION, "kind": KIND, "name": name, "uid": seen.uid}
+                if (again := await self._keep(pod_name, pod, owner)) is not None:
+                    return again
             await self.release(pod_name, pod)
             self._tidied(name)
             return None
@@ -101,15 +104,21 @@ class Tidying:
         if not waiting:
             del self._waiting[node]
 
-    async def _keep(self, pod_name: str, pod: SeenPod, owner: Json) -> None:
-        at_last = now_ms() - self._unread.setdefault(pod_name, now_ms()) >= LOG_PATIENCE_MS
+    async def _keep(self, pod_name: str, pod: SeenPod, owner: Json) -> float | None:
+        """Seconds until that is tried again, where its node does not know the Pod."""
+        since, patience = self._unread.setdefault(pod_name, (now_ms(), LOG_PATIENCE_MS))
+        at_last = now_ms() - since >= patience
         try:
             await self._archive.keep(pod, owner, at_last)
         except (ApiError, CloudAIError) as error:
             if not at_last:
+                self._unread[pod_name] = (since, KUBELET_MS if is_of_kubelet(error) else LOG_PATIENCE_MS)
+                if is_of_kubelet(error):
+                    return KUBELET_MS / 1000
                 raise
             log.warning("the log of %s is lost: %s", pod_name, error)
         self._unread.pop(pod_name, None)
+        return None
 
     async def release(self, pod_name: str, pod: SeenPod) -> None:
         """Let Kubernetes remove the Pod when it likes: nobody asks for its log any more."""

@@ -9,8 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
 
 import click
 import uvicorn
@@ -20,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from cloudai.cli.parts import run_until_signal
+from cloudai.cli.parts import run_until_signal, unless
 from cloudai.cli.place import StartRefused, listen
 from cloudai.errors import CloudAIError
 from cloudai.settings import Settings
@@ -31,6 +30,7 @@ from cloudai_controller.kube.facts import REPAIR_SECONDS, Facts, Over
 from cloudai_controller.kube.lease import Leader
 from cloudai_controller.kube.loop import Operator
 
+AWAY_SECONDS = 60.0  # without a word about the lease, after which the operator is not ready: it could not take over
 SILENT_SECONDS = 3 * REPAIR_SECONDS  # without any word of the API server, after which a restart is asked for
 
 log = logging.getLogger("cloudai.operator")
@@ -63,7 +63,8 @@ async def _operate(api: Api, settings: Settings, listener: socket.socket, stop: 
     metrics.LEADING.set_function(leader.leads)
     async with _probes(operator.facts, leader, listener):
         click.echo(f"The operator follows tasks of namespace {settings.namespace}")
-        if not await _unless(stop, leader.acquire()):
+        await unless(stop, leader.acquire())
+        if stop.is_set() and not leader.leads():
             return
         click.echo("This operator leads")
         keeping = asyncio.ensure_future(leader.keep())
@@ -93,23 +94,9 @@ def _told(work: asyncio.Future[None]) -> None:
         raise (over.exceptions[0] if over is not None else group) from None
 
 
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Whether `work` came to its end before `stop`."""
-    working = asyncio.ensure_future(work)
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
-    done = working.done()
-    working.cancel()
-    stopping.cancel()
-    await asyncio.gather(working, stopping, return_exceptions=True)
-    if done:
-        working.result()
-    return done
-
-
 @contextlib.asynccontextmanager
 async def _probes(facts: Facts, leader: Leader, listener: socket.socket) -> AsyncIterator[None]:
-    """`/healthz`, `/readyz` and `/metrics`. A standby is ready: it is there to take over."""
+    """`/healthz`, `/readyz` and `/metrics`. A standby that can take over is ready."""
 
     async def healthz(_: Request) -> Response:
         silent = time.monotonic() - facts.heard_at
@@ -117,10 +104,17 @@ async def _probes(facts: Facts, leader: Leader, listener: socket.socket) -> Asyn
             return PlainTextResponse(f"no word of the API server for {silent:.0f} s\n", 503)
         return PlainTextResponse("ok\n")
 
+    async def readyz(_: Request) -> Response:
+        if leader.silent() > AWAY_SECONDS:
+            return PlainTextResponse(f"the lease cannot be had: {leader.trouble or 'no answer yet'}\n", 503)
+        if leader.leads() and facts.trouble:
+            return PlainTextResponse(f"tasks cannot be listed: {facts.trouble}\n", 503)
+        return await healthz(_)
+
     async def scraped(_: Request) -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    app = Starlette(routes=[Route("/healthz", healthz), Route("/readyz", healthz), Route("/metrics", scraped)])
+    app = Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", scraped)])
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]

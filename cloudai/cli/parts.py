@@ -9,12 +9,14 @@ import asyncio
 import gc
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import click
 import uvloop
 
 GARBAGE = 50_000  # objects made and kept between two looks for garbage
 
+T = TypeVar("T")
 # Runs until its event is set.
 Part = Callable[[asyncio.Event], Awaitable[None]]
 
@@ -64,6 +66,18 @@ async def together(parts: Sequence[Part], stop: asyncio.Event) -> None:
     for result in results:
         if isinstance(result, BaseException):
             raise result
+
+
+async def unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
+    """What `work` comes to; None, with `work` cancelled, where `stop` is set before."""
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+    done = working.done()
+    working.cancel()
+    stopping.cancel()
+    await asyncio.gather(working, stopping, return_exceptions=True)
+    return working.result() if done else None
 
 
 def started_by(ready: asyncio.Event, part: Part) -> Part:

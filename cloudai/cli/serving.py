@@ -14,7 +14,7 @@ import uvicorn
 
 from cloudai.api.app import create_app
 from cloudai.cli.malformed import Http
-from cloudai.cli.parts import Part, announcement, run_until_signal, together
+from cloudai.cli.parts import Part, announcement, run_until_signal, together, unless
 from cloudai.cli.place import StartRefused, listen, url_of
 from cloudai.cli.stores import opened_facade_store, opened_store, place_of, shown
 from cloudai.settings import Settings, SettingsError
@@ -31,9 +31,11 @@ def run_api(settings: Settings) -> None:
         async def body(stop: asyncio.Event) -> None:
             listening = asyncio.Event()
             text = f"The API listens on {url_of(listener, settings.host)}, store {place_of(settings)}"
-            async with opened_facade_store(settings) as store:
-                api = api_part(store, settings, listener, listening)
-                await together([api, announcement(listening, text)], stop)
+            async with contextlib.AsyncExitStack() as ends:
+                store = await unless(stop, ends.enter_async_context(opened_facade_store(settings)))
+                if store is not None:
+                    api = api_part(store, settings, listener, listening)
+                    await together([api, announcement(listening, text)], stop)
 
         run_until_signal(body)
 

@@ -73,7 +73,7 @@ class Faulty:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         if self.absent is not None and request.path.endswith(self.absent):
-            return _refusal(404, "NotFound")
+            return web.Response(status=404, text="404 page not found\n")
         fault = self.always if self.always and "watch" not in request.query else self._fault(request)
         match fault:
             case "hangs":

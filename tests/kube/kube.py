@@ -269,6 +269,10 @@ class Operating:
             assert there, f"in {PATIENCE} s only: {''.join(self._said)}"
             assert any(words in line for line in self._said), f"the operator ended: {''.join(self._said)}"
 
+    def said(self) -> str:
+        with self._more:
+            return "".join(self._said)
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -279,8 +283,7 @@ class Operating:
             self.process.send_signal(signal.SIGTERM)
         self.process.wait(PATIENCE)
         self._reading.join()
-        said = "".join(self._said)
-        assert "Traceback" not in said, said
+        assert "Traceback" not in self.said(), self.said()
 
 
 def task(name: str, spec: Json) -> Json:

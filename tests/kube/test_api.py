@@ -13,6 +13,7 @@ from websockets.asyncio.client import ClientConnection
 from cloudai.api import health
 from cloudai.settings import Settings
 from cloudai.store.kube import store, watch
+from cloudai.store.kube.api import NoCluster
 from tests.api.conftest import OBEDIENT, Facade, error_of, facing
 from tests.api.test_telemetry import listening, told
 from tests.kube.faulty import KINDS, Faulty
@@ -84,6 +85,26 @@ async def test_an_api_server_that_is_slow_takes_no_replica_out_of_service(
     assert "unknown" in slow.json()["checks"]["controller"]
     assert (away.status_code, back.status_code) == (503, 200)
     assert "has not been heard of for" in away.json()["checks"]["store"]
+
+
+async def test_without_tasks_or_their_namespace_it_is_not_ready_and_says_what_is_missing(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "FRESH", -1.0)
+    monkeypatch.setattr(store, "NEW_SECONDS", 0.0)
+    with place.almighty(tmp_path) as almighty:
+        faulty = Faulty(almighty)
+        async with faulty.serving(tmp_path) as kubeconfig:
+            through = replace(place, kube=replace(place.kube, kubeconfig=kubeconfig))
+            async with on_kubernetes(through, operated=False) as world, facing(world, SETTINGS) as facade:
+                for absent, words in (("/tasks", "no Task resource"), (f"/{place.name}", "no namespace")):
+                    faulty.absent = absent
+                    answer = await facade.http.get("/readyz")
+                    assert (answer.status_code, words in answer.json()["checks"]["store"]) == (503, True), answer.text
+                    with pytest.raises(NoCluster, match=words):
+                        await store.open_kubernetes(Settings(namespace=place.name, kubeconfig=kubeconfig))
+                faulty.absent = None
+                assert (await facade.http.get("/readyz")).status_code == 200
 
 
 @pytest.mark.timeout(900)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,22 @@ def says(directory: Path, token: str) -> None:
     config = json.loads(path.read_text())
     config["users"][0]["user"] = {"token": token}
     path.write_text(json.dumps(config))
+
+
+async def test_a_start_that_waits_for_the_api_server_can_be_ended(tmp_path: Path) -> None:
+    asked = asyncio.Event()
+
+    async def hang(_: web.Request) -> web.StreamResponse:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with api_of(hang, tmp_path):
+        command = [sys.executable, "-m", "cloudai", "api", "--store", "kubernetes", "--port", "0"]
+        api = await asyncio.create_subprocess_exec(*command, "--kubeconfig", str(tmp_path / "kubeconfig"))
+        await asked.wait()
+        api.terminate()
+        assert await api.wait() == 0
 
 
 async def test_a_credential_that_ran_out_is_read_anew(tmp_path: Path) -> None:

@@ -234,4 +234,4 @@ def test_what_keeps_an_operator_from_leading_is_told_in_its_own_words(caplog: py
                 await leader(Line(Server(), LOST), "one").acquire()
 
     run(try_once())
-    assert "the lease cannot be renewed: no answer\n" in caplog.text
+    assert "the lease cannot be had: no answer\n" in caplog.text

@@ -57,10 +57,34 @@ async def test_it_waits_for_the_task_resource_and_hears_of_tasks_from_then_on(pl
     with place.almighty(tmp_path) as almighty:
         faulty = Faulty(almighty)
         faulty.absent = "/tasks"
-        async with faulty.serving(tmp_path) as kubeconfig, operating(place, kubeconfig) as operator:
-            await asyncio.to_thread(operator.until_it_says, "cannot be listed")
-            faulty.absent = None
-            await completes_two(place)
+        port = free_port()
+        async with faulty.serving(tmp_path) as kubeconfig, operating(place, kubeconfig, port=str(port)) as operator:
+            await asyncio.to_thread(
+                operator.until_it_says, "cannot be listed: 404 NotFound: the cluster has no Task resource"
+            )
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as probe:
+                lacking = await probe.get("/readyz")
+                faulty.absent = None
+                await completes_two(place)
+                found = await probe.get("/readyz")
+    assert (lacking.status_code, found.status_code) == (503, 200)
+    assert "the cluster has no Task resource" in lacking.text
+
+
+async def test_it_is_not_ready_where_it_could_not_take_over(place: Place, tmp_path: Path) -> None:
+    with place.almighty(tmp_path) as almighty:
+        faulty = Faulty(almighty)
+        faulty.always = "broken"
+        port = free_port()
+        async with faulty.serving(tmp_path) as kubeconfig, operating(place, kubeconfig, port=str(port)) as operator:
+            await asyncio.to_thread(operator.until_it_says, "the lease cannot be had")
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as probe:
+                away = await probe.get("/readyz")
+                faulty.always = ""
+                await asyncio.to_thread(operator.until_it_says, "This operator leads")
+                back = await probe.get("/readyz")
+    assert (away.status_code, back.status_code) == (503, 200)
+    assert "another operator leads" not in operator.said()
 
 
 async def test_it_hears_of_tasks_again_after_watches_were_refused(place: Place, tmp_path: Path) -> None:
@@ -74,8 +98,8 @@ async def test_it_hears_of_tasks_again_after_watches_were_refused(place: Place, 
 
 
 @contextlib.asynccontextmanager
-async def operating(place: Place, kubeconfig: Path) -> AsyncIterator[Operating]:
-    operator = await asyncio.to_thread(place.start_operator, kubeconfig=str(kubeconfig))
+async def operating(place: Place, kubeconfig: Path, **settings: str) -> AsyncIterator[Operating]:
+    operator = await asyncio.to_thread(place.start_operator, kubeconfig=str(kubeconfig), **settings)
     try:
         yield operator
     finally:

@@ -28,7 +28,7 @@ from yaml import YAMLError
 from cloudai.errors import CloudAIError, unavailable
 from cloudai.settings import Settings
 from cloudai.store.kube.denial import denied
-from cloudai.store.kube.task_resource import Json
+from cloudai.store.kube.task_resource import GROUP, Json
 
 PATIENCE = 10.0  # seconds a request is tried again after faults that pass
 NO_LOG_SECONDS = 1.0  # after which a 500 is believed of a log: a kubelet that has none says that, too
@@ -71,6 +71,14 @@ class ApiError(Exception):
     def already_exists(self) -> bool:
         """Whether the name is taken; a policy that refuses may give the same reason."""
         return self.reason == "AlreadyExists" and not denied(self.message)
+
+
+class NoResource(ApiError):
+    """The cluster does not know Tasks at all."""
+
+    def __init__(self) -> None:
+        words = "the cluster has no Task resource: install the chart, or apply manifests/crds"
+        super().__init__(404, {"reason": "NotFound", "message": words})
 
 
 class Endpoint:
@@ -226,7 +234,7 @@ class Api:
                     response = await self._send(session, method, path, query, body, credential)
                     if response.status < 400:
                         return await taken(response)
-                    refusal = ApiError(response.status, _document(await _body(response)))
+                    refusal = _refusal(path, response.status, _document(await _body(response)))
                     if refusal.status == 401 and not renewed:  # once: a program may give another one each time
                         renewed = await self._endpoint.renewed(credential)
                         if renewed:
@@ -301,9 +309,14 @@ def _session(trust: RESTClientObject) -> aiohttp.ClientSession:
     )
 
 
+def _refusal(path: str, status: int, document: Json) -> ApiError:
+    unknown = status == 404 and "page not found" in str(document.get("message")) and path.startswith(f"/apis/{GROUP}/")
+    return NoResource() if unknown else ApiError(status, document)
+
+
 def as_unavailable(error: ApiError) -> CloudAIError:
     """For whoever has no other answer to a refusal."""
-    return unavailable(f"the Kubernetes API says {error}")
+    return unavailable(error.message if isinstance(error, NoResource) else f"the Kubernetes API says {error}")
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:

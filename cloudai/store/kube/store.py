@@ -20,7 +20,7 @@ from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError, Code, invalid, task_not_found, unavailable
 from cloudai.resources import Reason, Run, Task, TaskSpec, TaskStatus, WorkerState, run_id
 from cloudai.settings import Settings
-from cloudai.store.kube.api import Api, ApiError, NoCluster, as_unavailable, connect
+from cloudai.store.kube.api import Api, ApiError, NoCluster, NoResource, as_unavailable, connect
 from cloudai.store.kube.awaited import Awaited
 from cloudai.store.kube.cache import NodeCache, PodCache, TaskCache
 from cloudai.store.kube.denial import denied
@@ -32,6 +32,8 @@ from cloudai.store.kube.watch import ODD, Follower, follow
 from cloudai.store.protocol import Change, Idempotency, Lease, LogSlice, TaskPage, TaskQuery
 
 SYNC_SECONDS = 100.0  # how long a start may take until everything was listed once: large clusters have many Pods
+NEW_SECONDS = 10.0  # that the Task resource may be away at a start: it may only just have been made,
+NEW_AGAIN_SECONDS = 0.5  # and how often it is looked for
 POLL_SECONDS = 10.0  # between looks at the nodes' leases, which cache.py counts, and usage
 SLOW_SECONDS = 1.5  # after which who probes is told whether the API server was heard of lately
 HEARD_SECONDS = 60.0  # without a word, after which it counts as away
@@ -80,7 +82,7 @@ class KubernetesStore:
         self._synced: list[asyncio.Event] = []
 
     async def start(self) -> None:
-        """Returns once every collection was listed. Raises `unavailable` where that does not come about."""
+        """Returns once every collection was listed. Raises NoCluster, or `unavailable` where that does not come about."""
         follows: list[tuple[str, Follower]] = [
             (self._tasks_path, self._tasks),
             ("/api/v1/pods", self._pods),
@@ -92,6 +94,7 @@ class KubernetesStore:
             self._works.append(asyncio.ensure_future(follow(self._api, path, follower, synced.set)))
         self._works.append(asyncio.ensure_future(self._poll()))
         self.cluster_id = await self._identity()
+        await self._knows_tasks()
         waits = asyncio.gather(*(event.wait() for event in self._synced))
         try:
             async with asyncio.timeout(SYNC_SECONDS):
@@ -110,6 +113,19 @@ class KubernetesStore:
                 raise NoCluster(words) from None
             raise as_unavailable(error) from None
         return str(found["metadata"]["uid"])
+
+    async def _knows_tasks(self) -> None:
+        deadline = time.monotonic() + NEW_SECONDS
+        while True:
+            try:
+                await self._api.get(self._tasks_path, limit=1)
+                return
+            except NoResource as error:
+                if time.monotonic() > deadline:
+                    raise NoCluster(error.message) from None
+            except ApiError as error:
+                raise as_unavailable(error) from None
+            await asyncio.sleep(NEW_AGAIN_SECONDS)
 
     async def close(self) -> None:
         # First, to cut off what is under way: a request that is cancelled says TLS's farewell, which outlives the event loop.
@@ -345,7 +361,8 @@ class KubernetesStore:
         return Lease(name, holder, spec.get("leaseTransitions", 0), int(lease["metadata"]["resourceVersion"]))
 
     async def ping(self) -> None:
-        """Also that everything was listed: a cache that knows nothing must not answer. An API server that is slow is not away:
+        """Also that everything was listed: a cache that knows nothing must not answer; and that there are Tasks, which a cache
+        would not tell, and a namespace for them, which no list tells. An API server that is slow is not away:
         all replicas have the same one, and if none were ready its slowness would become an outage.
         """
         if not all(event.is_set() for event in self._synced):
@@ -354,10 +371,13 @@ class KubernetesStore:
             raise unavailable("what is known of the cluster is not kept up to date any more: restart this process")
         try:
             async with asyncio.timeout(SLOW_SECONDS):
-                await self._api.get("/version")
+                await self._identity()
+                await self._api.get(self._tasks_path, limit=1)
             self._heard_at = time.monotonic()
         except ApiError as error:
             raise as_unavailable(error) from None
+        except NoCluster as error:
+            raise unavailable(str(error)) from None
         except (TimeoutError, CloudAIError) as error:
             silent = time.monotonic() - self._heard_at
             if silent > HEARD_SECONDS:
@@ -390,8 +410,6 @@ def _refused(error: ApiError) -> CloudAIError:
     if error.status == 422 and causes:
         field = str(causes[0].get("field") or "task").removeprefix("spec.")
         return invalid(field, str(causes[0].get("message") or error.message))
-    if error.status == 404 and "page not found" in error.message:
-        return unavailable("the cluster has no Task resource: install the chart, or apply manifests/crds")
     passes = error.status == 429 or error.status >= 500 or any(sign in error.message for sign in _PASSING)
     if not passes and (error.status in (400, 403, 413, 422) or denied(error.message)):  # 413: more than etcd takes
         return invalid("task", f"the cluster refuses it: {error.message}")

@@ -18,6 +18,7 @@ from cloudai.store.kube.api import Api, ApiError
 from cloudai.store.kube.pods import attempt_of, over, owner_of
 from cloudai.store.kube.task_resource import ATTEMPT_LABEL, PHASES, TASK_LABEL, Json, tasks_path
 from cloudai.store.kube.watch import ODD, Key, follow
+from cloudai_controller import metrics
 from cloudai_controller.kube.state import Memory
 
 REPAIR_SECONDS = 300.0
@@ -47,6 +48,7 @@ class Facts:
         self._tasks_path = tasks_path(namespace)
         self._pods_path = f"/api/v1/namespaces/{namespace}/pods"
         self.heard_at = self._task_told_at = time.monotonic()
+        self.trouble = ""  # why Tasks could not be listed when that was tried last
 
     # -- what is told
 
@@ -113,8 +115,14 @@ class Facts:
                     self._changed(name)
                 return
             except (ApiError, CloudAIError) as error:
-                log.warning("tasks cannot be listed: %s", error)
+                self._not_listed(error)
             await asyncio.sleep(LIST_AGAIN_SECONDS)
+
+    def _not_listed(self, error: Exception) -> None:
+        metrics.ERRORS.inc()
+        if str(error) != self.trouble:
+            log.warning("tasks cannot be listed: %s", error)
+        self.trouble = str(error)
 
     async def _listed(self, **query: str) -> tuple[set[str], int, int]:
         """Take in what there is; returns all names, the list's version and how many were news."""
@@ -131,7 +139,7 @@ class Facts:
                         self._changed(name)
                 except ODD as error:
                     log.warning("%s is not understood and left out: %r", name, error)
-        self.heard_at = time.monotonic()
+        self.heard_at, self.trouble = time.monotonic(), ""
         return names, int(version), news
 
     async def keep(self) -> None:
@@ -142,7 +150,7 @@ class Facts:
             try:
                 news = await self._review()
             except (ApiError, CloudAIError) as error:
-                log.warning("tasks cannot be listed: %s", error)
+                self._not_listed(error)
                 continue
             if news:
                 await asyncio.sleep(DEAF_SECONDS)

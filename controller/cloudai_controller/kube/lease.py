@@ -45,10 +45,17 @@ class Leader:
         self._held: Json | None = None  # the lease as this process wrote it last
         self._until = float("-inf")
         self._seen: tuple[str, float] = ("", 0.0)
+        self._heard_at = float("-inf")
+        self._waits = False
+        self.trouble = ""  # why the lease could not be read or written when that was tried last
 
     def leads(self) -> bool:
         """Whether this process may act now."""
         return self._clock.elapsed() < self._until
+
+    def silent(self) -> float:
+        """Seconds since the API server said last what the lease is."""
+        return self._clock.elapsed() - self._heard_at
 
     def check(self) -> float:
         """The seconds that a write may take, sent now. Raises NotLeading."""
@@ -58,11 +65,7 @@ class Leader:
 
     async def acquire(self) -> None:
         """Returns once this process leads."""
-        waited = False
-        while not await self._try():
-            if not waited:
-                log.info("another operator leads; waiting for its lease to end")
-                waited = True
+        while not await self._try():  # noqa: ASYNC110 - it is the API server's, and nothing tells when it changes
             await asyncio.sleep(LOOK)
 
     async def keep(self) -> None:
@@ -95,16 +98,26 @@ class Leader:
             elif self._may_take(lease):
                 stored = await self._api.patch(f"{self._collection}/{self._name}", self._lease(lease))
             else:
+                if not self._waits:
+                    log.info("another operator leads; waiting for its lease to end")
+                self._waits = True
                 self._until = float("-inf")
+                self._heard()
                 return False
         except (ApiError, CloudAIError) as error:
             if isinstance(error, ApiError) and error.status == 409:
                 return self.leads()  # somebody was faster; the next look tells who
-            log.warning("the lease cannot be renewed: %s", error)
+            if str(error) != self.trouble:
+                log.warning("the lease cannot be had: %s", error)
+            self.trouble = str(error)
             return self.leads()
+        self._heard()
         self._held = stored
         self._until = asked_at + DURATION - MARGIN
         return True
+
+    def _heard(self) -> None:
+        self._heard_at, self.trouble = self._clock.elapsed(), ""
 
     async def _stored(self) -> Json | None:
         try:

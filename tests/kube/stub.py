@@ -23,6 +23,9 @@ NO_LOG = [
     b"container status is nil",
 ]
 BEHIND = [
+    b"container status is nil",
+    b"fsnotify: queue or buffer overflow",
+    b"failed to get parse function: unsupported log format: x",
     b"failed to create fsnotify watcher: too many open files",
     b'failed to watch directory "/var/log/pods/here_t-1_0f7cbf29/task": no space left on device',
     b'failed to read log file "%s": input/output error' % _FILE,

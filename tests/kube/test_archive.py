@@ -24,6 +24,7 @@ from cloudai_controller.kube.tidy import Tidying
 from tests.kube.stub import BEHIND, NO_LOG, api_of, refused
 from tests.kube.test_pods import pod
 
+AT_LAST: Callable[[Exception], bool] = lambda _: True  # noqa: E731
 TASK = {"apiVersion": "cloudai.dev/v1alpha1", "kind": "Task", "name": "t", "uid": "task"}
 PODS = "/api/v1/namespaces/here/pods"
 ENDED: Json = {"exitCode": 1, "startedAt": "2025-11-16T10:30:00Z", "finishedAt": "2025-11-16T10:31:00Z"}
@@ -141,7 +142,7 @@ async def test_a_log_that_breaks_off_is_read_again(tmp_path: Path) -> None:
             await archive.keep(seen_pod(ending()), TASK)
         assert "broke off after 3 bytes" in refusal.value.details["reason"]
         assert server.kept == []
-        await archive.keep(seen_pod(ending()), TASK, at_last=True)
+        await archive.keep(seen_pod(ending()), TASK, AT_LAST)
         assert server.kept == [b"wor" + archives.BROKEN]
         await archive.keep(seen_pod(ending()), TASK)
     assert server.kept[1:] == [b"words"]
@@ -162,7 +163,7 @@ async def test_what_was_followed_until_it_broke_off_or_hung_is_kept_at_last_of_a
         with pytest.raises(CloudAIError):
             await archive.keep(found, TASK)
         assert server.kept == []
-        await archive.keep(found, TASK, at_last=True)
+        await archive.keep(found, TASK, AT_LAST)
         archive.forget(found)
         server.over.set()
     assert server.kept == [b"wor" + archives.BROKEN]
@@ -215,7 +216,7 @@ async def test_of_a_node_that_is_gone_what_was_followed_says_that_it_may_go_on(
         for one in (found, silent):
             with pytest.raises(CloudAIError):
                 await archive.keep(one, TASK)
-            await archive.keep(one, TASK, at_last=True)
+            await archive.keep(one, TASK, AT_LAST)
     assert server.kept == [b"words" + archives.BROKEN]
 
 
@@ -230,6 +231,27 @@ async def test_a_kubelet_that_does_not_know_the_pod_yet_is_asked_again_once(
     async with tidied(server, tmp_path, ended()):
         await server.until(lambda: server.released == ["t-1"])
     assert (server.reads, server.kept) == (2, [b"words"] if comes else [])
+
+
+async def test_a_node_that_does_not_answer_any_more_is_waited_for_though_it_did_not_know_the_pod_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tidy, "KUBELET_MS", 50)
+    server = Server(t_1=b"words")
+    server.unknown, server.breaks = 1, 2
+    async with tidied(server, tmp_path, ended()):
+        await server.until(lambda: server.released == ["t-1"])
+    assert server.kept == [b"words"]
+
+
+async def test_what_was_followed_of_a_pod_that_its_node_does_not_know_says_that_it_may_go_on(tmp_path: Path) -> None:
+    server, found = Server(t_1=b"words"), seen_pod(ending())
+    async with api_of(server.handle, tmp_path) as api:
+        archive = Archive(api, "here", lambda _: True)
+        await followed(archive, found, server)
+        server.unknown = 1
+        await archive.keep(found, TASK, AT_LAST)
+    assert server.kept == [b"words" + archives.BROKEN]
 
 
 async def test_another_pod_of_the_same_name_has_a_log_of_its_own(tmp_path: Path) -> None:

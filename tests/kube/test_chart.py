@@ -123,6 +123,8 @@ def test_it_passes_helms_own_look(helm: Path) -> None:
     [
         ("operator.replica=3", "additional properties 'replica' not allowed"),
         ("api.service.port=0", "port"),
+        (r"tasks.quota.request\.cpu=1", "quota"),
+        ("tasks.quota.pods=many", "quota"),
         ("tasks.namespace=Not_A_Name", "namespace"),
         ("api.ingress.enabled=true", "host"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),

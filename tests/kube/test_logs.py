@@ -211,12 +211,42 @@ async def test_who_asks_for_the_same_place_again_gets_what_is_there_by_then(tmp_
     server = Server()
     server.whole["t-1"] = b"0123456789"
     async with logs_of(server, tmp_path) as (_, logs):
-        for place in (5, 10):
+        for place in (0, 5, 10):
             assert (await logs.read(OF, place, 100, ended=False)).data == server.whole["t-1"][place:]
         server.whole["t-1"] += b"and more"
+        assert (await logs.read(OF, 0, 100, ended=False)).data == server.whole["t-1"]
         assert (await logs.read(OF, 5, 100, ended=False)).data == b"56789and more"
         last = await logs.read(OF, 10, 100, ended=True)
     assert (last.data, last.complete) == (b"and more", True)
+
+
+async def test_who_reads_what_came_before_a_stream_ended_keeps_nobody_from_what_comes_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "KEPT_SECONDS", 0.05)
+    server = Server()
+    server.followed["t-1"] = server.whole["t-1"] = b"0123456789\n"
+    server.closed.set()
+    async with logs_of(server, tmp_path) as (_, logs):
+        assert await logs.wait(OF, 0)
+        server.followed["t-1"] = server.whole["t-1"] = b"0123456789\nand more\n"
+        async with asyncio.timeout(10):
+            while not await logs.wait(OF, 11):
+                await asyncio.sleep(0)
+                for offset in range(10):
+                    assert (await logs.read(OF, offset, 1, ended=False)).data == b"0123456789\n"[offset : offset + 1]
+        assert (await logs.read(OF, 11, 100, ended=False)).data == b"and more\n"
+
+
+async def test_a_slow_follower_costs_one_download_after_the_end(tmp_path: Path) -> None:
+    server = Server()
+    server.followed["t-1"], server.whole["t-1"] = b"0123456789", b"345"
+    server.closed.set()
+    async with logs_of(server, tmp_path) as (_, logs):
+        assert await logs.wait(OF, 0)
+        pieces = [(await logs.read(OF, offset, 2, ended=True)).data for offset in range(2, 10, 2)]
+    assert b"".join(pieces) == b"23456789"
+    assert server.asked == {"followed": 1, "whole": 1}
 
 
 async def test_a_slow_follower_gets_what_the_kubelet_has_no_more(tmp_path: Path) -> None:
@@ -328,12 +358,11 @@ def test_what_a_task_says_is_not_taken_for_the_kubelets(follows: bool) -> None:
     for words in NO_LOG:
         assert reads.kubelet_words(words, "t-1", follows=follows) == words
         assert reads.kubelet_words(words, "t-2", follows=follows) == (b"" if b"/task/" in words else words)
-        before = reads.kubelet_words(b"one\n" + words, "t-1", follows=follows)
-        assert before == (words if follows and b"open log file" in words else b"")
-    for words in BEHIND:
-        known = follows or b"read log file" in words
-        assert reads.kubelet_words(b"one\n" + words, "t-1", follows=follows) == (words if known else b"")
-        assert reads.kubelet_words(words, "t-1", follows=follows, goes_on=True) == (words if known else b"")
+    for words in {*NO_LOG, *BEHIND}:
+        come_behind = words in BEHIND if follows else b"read log file" in words or b"parse function" in words
+        come_behind = come_behind or (follows and b"open log file" in words)
+        assert reads.kubelet_words(b"one\n" + words, "t-1", follows=follows) == (words if come_behind else b"")
+        assert reads.kubelet_words(words, "t-1", follows=follows, goes_on=True) == (words if come_behind else b"")
 
 
 async def test_a_node_that_does_not_answer_has_no_empty_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,13 +431,14 @@ async def test_what_somebody_else_kept_under_its_name_is_no_log(tmp_path: Path, 
 # -- what reading costs
 
 
-async def test_readers_in_turn_cost_a_download_each(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended", [True, False])
+async def test_readers_in_turn_cost_a_download_each_at_most(tmp_path: Path, ended: bool) -> None:
     server = Server()
     server.whole["t-1"] = b"0123456789"
     async with logs_of(server, tmp_path) as (_, logs):
         for offset in range(0, 10, 2):
             for _ in range(2):
-                assert (await logs.read(OF, offset, 2, ended=True)).data == server.whole["t-1"][offset : offset + 2]
+                assert (await logs.read(OF, offset, 2, ended=ended)).data == server.whole["t-1"][offset : offset + 2]
     assert server.asked == {"whole": 2}
 
 

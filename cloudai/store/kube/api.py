@@ -14,6 +14,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.request import getproxies
 
@@ -288,10 +289,19 @@ async def _configure(configuration: Configuration, settings: Settings) -> None:
             config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         else:
             path = None if settings.kubeconfig is None else str(settings.kubeconfig)
+            if path is None and not _default_kubeconfig():
+                raise ConfigException("there is no kubeconfig")
             await config.load_kube_config(config_file=path, client_configuration=configuration)  # type: ignore[no-untyped-call]
     except (ConfigException, OSError, ValueError, TypeError, AttributeError, KeyError, YAMLError) as error:
-        words = _words(error) if isinstance(error, ConfigException) else "the kubeconfig is none"
+        words = (
+            _words(error) if isinstance(error, ConfigException) else f"{settings.kubeconfig or 'it'} is no kubeconfig"
+        )
         raise NoCluster(f"no Kubernetes cluster: {words}; name a kubeconfig with --kubeconfig or KUBECONFIG") from None
+
+
+def _default_kubeconfig() -> bool:
+    places = os.environ.get("KUBECONFIG") or "~/.kube/config"
+    return any(Path(place).expanduser().is_file() for place in places.split(os.pathsep))
 
 
 def _session(trust: RESTClientObject) -> aiohttp.ClientSession:

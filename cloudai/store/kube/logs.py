@@ -31,12 +31,13 @@ LOG_LABEL = f"{GROUP}/log"
 # What the kubelet says, and answers 200: instead of a log, or at the end of one that it cannot read or follow any longer
 # (`GetContainerLogs` and `ReadLogs` of Kubernetes). No line's end follows.
 _INSTEAD = re.compile(
-    rb"unable to retrieve container logs for [a-z-]+://[0-9a-f]{64}|container status is nil"
+    rb"unable to retrieve container logs for [a-z-]+://[0-9a-f]{64}|container status is nil|failed to get parse function:[^\n]*"
     rb'|failed to (?:try resolving symlinks in path|open log file) (?P<path>"/[^"\n]*"):[^\n]*'
 )
-_BEHIND = re.compile(rb'failed to read log file (?P<path>"/[^"\n]*"):[^\n]*\Z')
+_BEHIND = re.compile(rb'failed to get parse function:[^\n]*\Z|failed to read log file (?P<path>"/[^"\n]*"):[^\n]*\Z')
 _BEHIND_FOLLOWED = re.compile(
-    rb"(?:failed to create fsnotify watcher|rpc error: code = [A-Za-z]+ desc =)[^\n]*\Z"
+    rb"(?:failed to (?:create fsnotify watcher|get parse function):|fsnotify:|rpc error: code = [A-Za-z]+ desc =)[^\n]*\Z"
+    rb"|container status is nil\Z"
     rb'|failed to (?:watch directory|(?:read|open|reset seek in) log file) (?P<path>"/[^"\n]*"):[^\n]*\Z'
 )
 _LONGEST_WORDS = 2000
@@ -108,18 +109,22 @@ class PodLogs:
             if not spool.over:
                 spool.drop()
         if spool is not None and not spool.dropped.is_set():
-            has = offset < spool.end or (offset == spool.end and spool.error is None)
+            has = offset < spool.end or (offset == spool.end and not spool.over)
             if spool.final or (has and not ended and spool.end >= spool.known):
                 return _slice(spool, offset, limit)
         copy = self._copies.get(of)
-        if copy is None or (ended and not copy.final) or not copy.is_read_on(offset):
+        if copy is None or not (copy.final if ended and offset else copy.is_expected(offset)):
             copy = await self._copied(of, ended)  # whole: the kubelet cannot begin at an offset
         if (before := self._copies.pop(of, copy)) is not copy:
             copy.succeed(before)
         self._copies[of] = copy
-        if spool is not None and not spool.dropped.is_set() and max(offset, copy.end) < spool.end:
-            return _slice(spool, offset, limit)  # the beginning, which the kubelet or the archive has no more
-        return _slice(copy, offset, limit)
+        if spool is not None and not spool.dropped.is_set():
+            spool.known = min(spool.known, copy.end)  # less, where the kubelet has begun a new file
+            if max(offset, copy.end) < spool.end:
+                return _slice(spool, offset, limit)  # what the kubelet or the archive has no more
+        piece = _slice(copy, offset, limit)
+        copy.expect(piece.offset + len(piece.data))
+        return piece
 
     async def _copied(self, of: Log, ended: bool) -> Spool:
         """All that there is now."""
@@ -156,13 +161,16 @@ class PodLogs:
         for news of its Pod: what follows a log ends before that is known, or because its kubelet has restarted or cannot.
         """
         spool = self._followed.get(of)
+        if spool is not None and spool.old.is_set():
+            spool.drop()
+            spool = None
         if spool is None:
             if len(self._followed) >= MOST_FOLLOWED:
                 raise unavailable(f"{MOST_FOLLOWED} logs are followed already")
             spool = self._followed[of] = self._open(of, self._from_pod(of, follow="true"), beyond, False)
         await spool.wait(beyond, None)
         if spool.end <= beyond and not spool.stays:
-            await spool.dropped.wait()
+            await spool.old.wait()
             return True
         return spool.end > beyond
 

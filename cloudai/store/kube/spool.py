@@ -8,13 +8,14 @@ import errno
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 
 from cloudai.errors import CloudAIError, unavailable
 
-IDLE_SECONDS = 30.0  # what nobody has read from for this long is ended
-KEPT_SECONDS = 10.0  # what has ended is there for its readers' next pieces this long
-AGAIN_SECONDS = 1.0  # what broke off is asked for anew after this; what its source cannot give, after KEPT_SECONDS
+IDLE_SECONDS = 30.0  # what nobody has read from for this long goes
+KEPT_SECONDS = 10.0  # what has ended is asked for anew after this,
+AGAIN_SECONDS = 1.0  # and what broke off after this
 LONGEST = 64 * 1024 * 1024  # bytes of one log; there it ends, and says so
 log = logging.getLogger("cloudai.kubernetes")
 
@@ -58,13 +59,14 @@ class Spool:
         self._gone = gone
         self._more = asyncio.Event()
         self._readers = 0
-        self._reached: set[int] = set()  # where pieces ended that were read of what is over
+        self._places: Counter[int] = Counter()  # where pieces ended whose readers may come for the next one
         self._read_at = asyncio.get_running_loop().time()
         self.end = 0
         self.over = False
         self.known = known
         self.final = final
         self.error: Exception | None = None
+        self.old = asyncio.Event()  # it has been over for so long that its source may have more by now
         self.dropped = asyncio.Event()
         self._filling = asyncio.ensure_future(self._fill(source))
         self._living = asyncio.ensure_future(self._live())
@@ -75,7 +77,9 @@ class Spool:
         if self._filling.done():
             self.over = True
             self._wake()
-            while (left := self._left(KEPT_SECONDS if self.stays else AGAIN_SECONDS)) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(KEPT_SECONDS if self.stays else AGAIN_SECONDS)
+            self.old.set()
+            while (left := self._left(IDLE_SECONDS)) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(left)
         self.drop()
 
@@ -122,23 +126,28 @@ class Spool:
         return self.over and not self._readers
 
     def read(self, offset: int, limit: int) -> bytes:
-        """What is there. Only who comes further keeps up what is over."""
+        """What is there."""
+        self._read_at = asyncio.get_running_loop().time()
         self._file.seek(offset)
-        data = self._file.read(min(limit, max(0, self.end - offset)))
-        reached = offset + len(data)
-        if not self.over or reached not in self._reached:
-            self._read_at = asyncio.get_running_loop().time()
-        if self.over:
-            self._reached.add(reached)
-        return data
+        return self._file.read(min(limit, max(0, self.end - offset)))
 
-    def is_read_on(self, offset: int) -> bool:
-        """Whether a piece that was read ended there, and more is there."""
-        return offset in self._reached and offset < self.end
+    def expect(self, offset: int) -> None:
+        """A piece was read up to there."""
+        if offset < self.end:
+            self._places[offset] += 1
+
+    def is_expected(self, offset: int) -> bool:
+        """Whether a piece was read up to there: it is its reader who comes, once, for the next one."""
+        self._places[offset] -= 1
+        known = self._places[offset] >= 0
+        if self._places[offset] <= 0:
+            del self._places[offset]
+        return known
 
     def succeed(self, before: Spool) -> None:
-        """Whoever is reading `before`, of which nobody needs more now, reads on here."""
-        self._reached |= before._reached
+        """Whoever is in the midst of `before` goes on here, unless the log has begun anew."""
+        if self.end >= before.end:
+            self._places += before._places
         before.drop()
 
     async def wait(self, beyond: float, timeout: float | None) -> None:
@@ -160,6 +169,7 @@ class Spool:
         if self.dropped.is_set():
             return
         self.over = True
+        self.old.set()
         self.dropped.set()
         self._wake()
         self._filling.cancel()

@@ -320,13 +320,13 @@ class KubernetesStore:
         deadline = time.monotonic() + LOG_SECONDS
         while True:
             pod, ended = self._pod(task.task_id, number), self._log_is_over(task, number)
+            if not ended and not _began(pod):
+                return LogSlice(b"", 0, 0, False)
             try:
                 return await self._logs.read(of, offset, limit, ended=ended)
             except Absent:
                 if ended and (pod is None or not pod.log_due):
                     raise
-                if not ended and not _began(pod):
-                    return LogSlice(b"", 0, 0, False)
             if time.monotonic() > deadline:
                 raise unavailable("the log of this attempt cannot be read yet")
             await asyncio.sleep(LOG_AGAIN_SECONDS)

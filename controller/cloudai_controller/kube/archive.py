@@ -59,23 +59,19 @@ class Archive:
             reading = asyncio.ensure_future(self._read_on(pod.run.run_id, heard))
             self._followed[pod.uid] = _Following(pod, heard, reading)
 
-    async def keep(self, pod: SeenPod, task: Json, at_last: bool = False) -> None:
+    async def keep(self, pod: SeenPod, task: Json, is_last: Callable[[Exception], bool] = lambda _: False) -> None:
         """Keep the log of an attempt that has ended. Raises ApiError and `unavailable` when it cannot be read or kept now;
-        what following has brought is there until the Pod is forgotten. `at_last`: what can be read is better than nothing.
+        what following has brought is there until the Pod is forgotten. `is_last`: whether, after that, what can be read is
+        better than nothing.
         """
         read = await self._followed_to_the_end(pod)
         if pod.run.started_at is not None:
             # What was followed ends like a whole one where the kubelet went away meanwhile: the API server does not tell.
-            try:
-                again = await self._read(pod.run.run_id, READ_SECONDS, bytearray(), at_last)
-            except (ApiError, CloudAIError):
-                if not (at_last and (read.data or read.whole)):
-                    raise
-                again = read = read._replace(whole=False)
-            if not again.whole and not at_last:
-                raise unavailable(f"the log of {pod.run.run_id} broke off after {len(again.data)} bytes")
+            again = await self._read_again(pod.run.run_id, is_last, followed=read)
             if len(again.data) >= len(read.data):
                 read = again
+            elif not again.whole:
+                read = read._replace(whole=False)
         if not read.data:
             return
         data = read.data if read.whole else read.data + BROKEN
@@ -85,6 +81,19 @@ class Archive:
         except ApiError as error:
             if not error.already_exists:  # a quota's conflict is a 409, too
                 raise
+
+    async def _read_again(self, run_id: str, is_last: Callable[[Exception], bool], followed: _Read) -> _Read:
+        try:
+            again = await self._read(run_id, READ_SECONDS, bytearray())
+        except (ApiError, CloudAIError) as error:
+            if not is_last(error) or not (followed.data or followed.whole):
+                raise
+            return _Read(b"", False)
+        if not again.whole:
+            broken = unavailable(f"the log of {run_id} broke off after {len(again.data)} bytes")
+            if not is_last(broken):
+                raise broken
+        return again
 
     def forget(self, pod: SeenPod) -> None:
         """Nobody will ask for its log any more."""
@@ -104,13 +113,13 @@ class Archive:
     async def _read_on(self, run_id: str, heard: bytearray) -> _Read:
         """What cannot be followed is read after its end."""
         try:
-            return await self._read(run_id, FOLLOW_SECONDS, heard, at_last=False, follow="true")
+            return await self._read(run_id, FOLLOW_SECONDS, heard, follow="true")
         except (ApiError, CloudAIError):
             return _Read(b"", False)
         finally:
             heard.clear()  # what is returned is enough
 
-    async def _read(self, run_id: str, seconds: float, data: bytearray, at_last: bool, **query: str) -> _Read:
+    async def _read(self, run_id: str, seconds: float, data: bytearray, **query: str) -> _Read:
         """The log, taken into `data`; nothing where there is none any more. Raises ApiError, or `unavailable` where not a byte
         came in time.
         """
@@ -122,7 +131,7 @@ class Archive:
                 async for piece in stream.iter_any():
                     data += piece
         except ApiError as error:
-            if error.status not in (400, 404) or (is_of_kubelet(error) and not at_last):
+            if error.status not in (400, 404) or is_of_kubelet(error):
                 raise
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if not data:

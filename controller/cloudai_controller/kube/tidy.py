@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 
 from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError
@@ -50,9 +51,8 @@ class Tidying:
         self._turns: Counter[str] = Counter()  # how many are taken, by node
         self._given: dict[str, str] = {}  # keys that need not wait any more, and the node that they have a turn on
         self._waiting: defaultdict[str, dict[str, bool]] = defaultdict(dict)  # by node, in order: whether it is urgent
-        self._unread: dict[
-            str, tuple[int, int]
-        ] = {}  # by Pod: since when its log is tried to be read, and how long (ms)
+        # By Pod, with its uid: since when (ms) its log cannot be read, and since when its node says that it does not know it.
+        self._unread: dict[str, tuple[str, int, int | None]] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -106,22 +106,30 @@ class Tidying:
 
     async def _keep(self, pod_name: str, pod: SeenPod, owner: Json) -> float | None:
         """Seconds until that is tried again, where its node does not know the Pod."""
-        since, patience = self._unread.setdefault(pod_name, (now_ms(), LOG_PATIENCE_MS))
-        at_last = now_ms() - since >= patience
+        is_last = partial(self._is_last, pod_name, pod)
         try:
-            await self._archive.keep(pod, owner, at_last)
+            await self._archive.keep(pod, owner, is_last)
         except (ApiError, CloudAIError) as error:
-            if not at_last:
-                self._unread[pod_name] = (since, KUBELET_MS if is_of_kubelet(error) else LOG_PATIENCE_MS)
-                if is_of_kubelet(error):
+            unknown = is_of_kubelet(error)
+            if not is_last(error):
+                if unknown:
                     return KUBELET_MS / 1000
                 raise
-            log.warning("the log of %s is lost: %s", pod_name, error)
-        self._unread.pop(pod_name, None)
+            if not unknown:
+                log.warning("the log of %s is lost: %s", pod_name, error)
         return None
+
+    def _is_last(self, pod_name: str, pod: SeenPod, error: Exception) -> bool:
+        """Whether its log, which `error` kept from being read, was tried to be read for long enough."""
+        now, known = now_ms(), self._unread.get(pod_name)
+        _, since, unknown = known if known is not None and known[0] == pod.uid else (pod.uid, now, None)
+        unknown = (now if unknown is None else unknown) if is_of_kubelet(error) else None
+        self._unread[pod_name] = (pod.uid, since, unknown)
+        return now - since >= LOG_PATIENCE_MS or (unknown is not None and now - unknown >= KUBELET_MS)
 
     async def release(self, pod_name: str, pod: SeenPod) -> None:
         """Let Kubernetes remove the Pod when it likes: nobody asks for its log any more."""
+        self._unread.pop(pod_name, None)
         if not pod.held:
             return
         left = [one for one in pod.finalizers if one != FINALIZER]

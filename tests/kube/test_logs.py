@@ -238,6 +238,21 @@ async def test_who_reads_what_came_before_a_stream_ended_keeps_nobody_from_what_
         assert (await logs.read(OF, 11, 100, ended=False)).data == b"and more\n"
 
 
+async def test_a_stream_that_ended_and_that_nobody_follows_any_more_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "KEPT_SECONDS", 0.05)
+    server = Server()
+    server.followed["t-1"] = b"0123456789\n"
+    server.whole["t-1"] = b"0123456789\nand more\n"
+    server.closed.set()
+    async with logs_of(server, tmp_path) as (_, logs):
+        assert await logs.wait(OF, 0)
+        async with asyncio.timeout(10):
+            while (await logs.read(OF, 8, 100, ended=False)).data != b"89\nand more\n":
+                await asyncio.sleep(0)
+
+
 async def test_a_slow_follower_costs_one_download_after_the_end(tmp_path: Path) -> None:
     server = Server()
     server.followed["t-1"], server.whole["t-1"] = b"0123456789", b"345"

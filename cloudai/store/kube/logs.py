@@ -110,7 +110,7 @@ class PodLogs:
                 spool.drop()
         if spool is not None and not spool.dropped.is_set():
             has = offset < spool.end or (offset == spool.end and not spool.over)
-            if spool.final or (has and not ended and spool.end >= spool.known):
+            if spool.final or (has and not ended and not spool.old.is_set() and spool.end >= spool.known):
                 return _slice(spool, offset, limit)
         copy = self._copies.get(of)
         if copy is None or not (copy.final if ended and offset else copy.is_expected(offset)):

@@ -24,10 +24,13 @@ from cloudai_controller.kube.tidy import Tidying
 from tests.kube.stub import BEHIND, NO_LOG, api_of, refused
 from tests.kube.test_pods import pod
 
-AT_LAST: Callable[[Exception], bool] = lambda _: True  # noqa: E731
 TASK = {"apiVersion": "cloudai.dev/v1alpha1", "kind": "Task", "name": "t", "uid": "task"}
 PODS = "/api/v1/namespaces/here/pods"
 ENDED: Json = {"exitCode": 1, "startedAt": "2025-11-16T10:30:00Z", "finishedAt": "2025-11-16T10:31:00Z"}
+
+
+def at_last(_: Exception) -> bool:
+    return True
 
 
 def ended(number: int = 1, uid: str = "pod") -> Json:
@@ -142,7 +145,7 @@ async def test_a_log_that_breaks_off_is_read_again(tmp_path: Path) -> None:
             await archive.keep(seen_pod(ending()), TASK)
         assert "broke off after 3 bytes" in refusal.value.details["reason"]
         assert server.kept == []
-        await archive.keep(seen_pod(ending()), TASK, AT_LAST)
+        await archive.keep(seen_pod(ending()), TASK, at_last)
         assert server.kept == [b"wor" + archives.BROKEN]
         await archive.keep(seen_pod(ending()), TASK)
     assert server.kept[1:] == [b"words"]
@@ -163,7 +166,7 @@ async def test_what_was_followed_until_it_broke_off_or_hung_is_kept_at_last_of_a
         with pytest.raises(CloudAIError):
             await archive.keep(found, TASK)
         assert server.kept == []
-        await archive.keep(found, TASK, AT_LAST)
+        await archive.keep(found, TASK, at_last)
         archive.forget(found)
         server.over.set()
     assert server.kept == [b"wor" + archives.BROKEN]
@@ -216,7 +219,7 @@ async def test_of_a_node_that_is_gone_what_was_followed_says_that_it_may_go_on(
         for one in (found, silent):
             with pytest.raises(CloudAIError):
                 await archive.keep(one, TASK)
-            await archive.keep(one, TASK, AT_LAST)
+            await archive.keep(one, TASK, at_last)
     assert server.kept == [b"words" + archives.BROKEN]
 
 
@@ -250,7 +253,7 @@ async def test_what_was_followed_of_a_pod_that_its_node_does_not_know_says_that_
         archive = Archive(api, "here", lambda _: True)
         await followed(archive, found, server)
         server.unknown = 1
-        await archive.keep(found, TASK, AT_LAST)
+        await archive.keep(found, TASK, at_last)
     assert server.kept == [b"words" + archives.BROKEN]
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from cloudai.store.kube.api import ApiError
+from cloudai.settings import Settings
+from cloudai.store.kube import api as requests
+from cloudai.store.kube.api import ApiError, NoCluster, connect
 from tests.kube.stub import api_of, refused
 
 
@@ -52,6 +54,21 @@ async def test_a_start_that_waits_for_the_api_server_can_be_ended(tmp_path: Path
         await asked.wait()
         api.terminate()
         assert await api.wait() == 0
+
+
+@pytest.mark.parametrize("text", ["", "[", "1"])
+async def test_a_file_that_is_no_kubeconfig_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "odd"
+    path.write_text(text)
+    with pytest.raises(NoCluster, match=f"{path}"):
+        await connect(Settings(kubeconfig=path))
+
+
+async def test_where_there_is_no_kubeconfig_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(NoCluster, match="there is no kubeconfig"):
+        await connect(Settings(kubeconfig=None))
 
 
 async def test_a_credential_that_ran_out_is_read_anew(tmp_path: Path) -> None:

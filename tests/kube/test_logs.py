@@ -7,7 +7,7 @@ import contextlib
 import json
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
@@ -141,6 +141,20 @@ async def logs_of(server: Server, directory: Path) -> AsyncIterator[tuple[Api, P
             await logs.close()
 
 
+def brief(followed: bytes, whole: bytes = b"") -> Server:
+    """Its streams end at once."""
+    server = Server()
+    server.followed["t-1"], server.whole["t-1"] = followed, whole
+    server.closed.set()
+    return server
+
+
+async def until(came_true: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await came_true():  # noqa: ASYNC110 - it is tried out, and nothing tells
+            await asyncio.sleep(0)
+
+
 async def read_on(store: KubernetesStore, directory: Path) -> bytes:
     """What a follower gets, to its end."""
     async with client_of(store, Settings(data_dir=directory, rate_limit_enabled=False)) as api:
@@ -196,15 +210,15 @@ async def test_a_stream_that_has_ended_too_early_is_opened_anew_however_many_wai
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool, "KEPT_SECONDS", 0.05)
-    server = Server()
-    server.followed["t-1"] = b"one\n"
-    server.closed.set()
+    server = brief(b"one\n")
+
+    async def opened_anew() -> bool:
+        await logs.wait(OF, 4)
+        return server.asked["followed"] == 2
+
     async with logs_of(server, tmp_path) as (_, logs):
         assert await logs.wait(OF, 0)
-        async with asyncio.timeout(10):
-            while server.asked["followed"] < 2:
-                await logs.wait(OF, 4)
-                await asyncio.sleep(0)
+        await until(opened_anew)
 
 
 async def test_who_asks_for_the_same_place_again_gets_what_is_there_by_then(tmp_path: Path) -> None:
@@ -224,17 +238,18 @@ async def test_who_reads_what_came_before_a_stream_ended_keeps_nobody_from_what_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool, "KEPT_SECONDS", 0.05)
-    server = Server()
-    server.followed["t-1"] = server.whole["t-1"] = b"0123456789\n"
-    server.closed.set()
+    text = b"0123456789\n"
+    server = brief(text, text)
+
+    async def more_came() -> bool:
+        for offset in range(10):
+            assert (await logs.read(OF, offset, 1, ended=False)).data == text[offset : offset + 1]
+        return await logs.wait(OF, 11)
+
     async with logs_of(server, tmp_path) as (_, logs):
         assert await logs.wait(OF, 0)
-        server.followed["t-1"] = server.whole["t-1"] = b"0123456789\nand more\n"
-        async with asyncio.timeout(10):
-            while not await logs.wait(OF, 11):
-                await asyncio.sleep(0)
-                for offset in range(10):
-                    assert (await logs.read(OF, offset, 1, ended=False)).data == b"0123456789\n"[offset : offset + 1]
+        server.followed["t-1"] = server.whole["t-1"] = text + b"and more\n"
+        await until(more_came)
         assert (await logs.read(OF, 11, 100, ended=False)).data == b"and more\n"
 
 
@@ -242,23 +257,18 @@ async def test_a_stream_that_ended_and_that_nobody_follows_any_more_hides_nothin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool, "KEPT_SECONDS", 0.05)
-    server = Server()
-    server.followed["t-1"] = b"0123456789\n"
-    server.whole["t-1"] = b"0123456789\nand more\n"
-    server.closed.set()
+    server = brief(b"0123456789\n", b"0123456789\nand more\n")
+
+    async def more_is_read() -> bool:
+        return (await logs.read(OF, 8, 100, ended=False)).data == b"89\nand more\n"
+
     async with logs_of(server, tmp_path) as (_, logs):
         assert await logs.wait(OF, 0)
-        async with asyncio.timeout(10):
-            while True:
-                await asyncio.sleep(0)
-                if (await logs.read(OF, 8, 100, ended=False)).data == b"89\nand more\n":
-                    break
+        await until(more_is_read)
 
 
 async def test_a_slow_follower_costs_one_download_after_the_end(tmp_path: Path) -> None:
-    server = Server()
-    server.followed["t-1"], server.whole["t-1"] = b"0123456789", b"345"
-    server.closed.set()
+    server = brief(b"0123456789", b"345")
     async with logs_of(server, tmp_path) as (_, logs):
         assert await logs.wait(OF, 0)
         pieces = [(await logs.read(OF, offset, 2, ended=True)).data for offset in range(2, 10, 2)]
@@ -267,9 +277,7 @@ async def test_a_slow_follower_costs_one_download_after_the_end(tmp_path: Path) 
 
 
 async def test_a_slow_follower_gets_what_the_kubelet_has_no_more(tmp_path: Path) -> None:
-    server = Server()
-    server.whole["t-1"], server.followed["t-1"] = b"56789", b"0123456789"
-    server.closed.set()
+    server = brief(b"0123456789", b"56789")
     async with logs_of(server, tmp_path) as (_, logs):
         assert await logs.wait(OF, 0)
         assert not await logs.wait(OF, 10)
@@ -329,20 +337,14 @@ async def test_a_node_that_cannot_follow_a_log_is_asked_for_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: bytes
 ) -> None:
     monkeypatch.setattr(spool, "KEPT_SECONDS", 0.05)
-    server = Server()
-    server.closed.set()
-    server.followed["t-1"] = b"one\n" + words
+    server = brief(b"one\n" + words)
     async with logs_of(server, tmp_path) as (_, logs):
         assert await logs.wait(OF, 0)
         assert (await logs.read(OF, 0, 100, ended=False)).data == b"one\n"
         assert not await logs.wait(OF, 4)
         assert server.asked == {"followed": 1}
         server.followed["t-1"] = b"one\ntwo\n"
-        async with asyncio.timeout(10):
-            while True:
-                await asyncio.sleep(0)
-                if await logs.wait(OF, 4):
-                    break
+        await until(lambda: logs.wait(OF, 4))
         assert (await logs.read(OF, 4, 100, ended=False)).data == b"two\n"
     assert server.asked == {"followed": 2}
 

@@ -54,56 +54,54 @@ def test_a_standby_is_ready_and_does_not_lead(place: Place) -> None:
 
 
 async def test_it_waits_for_the_task_resource_and_hears_of_tasks_from_then_on(place: Place, tmp_path: Path) -> None:
-    with place.almighty(tmp_path) as almighty:
-        faulty = Faulty(almighty)
-        faulty.absent = "/tasks"
-        port = free_port()
-        async with faulty.serving(tmp_path) as kubeconfig, operating(place, kubeconfig, port=str(port)) as operator:
-            await asyncio.to_thread(
-                operator.until_it_says, "cannot be listed: 404 NotFound: the cluster has no Task resource"
-            )
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as probe:
-                lacking = await probe.get("/readyz")
-                faulty.absent = None
-                await completes_two(place)
-                found = await probe.get("/readyz")
+    async with behind(place, tmp_path, absent="/tasks") as (faulty, operator, probe):
+        await said(operator, "cannot be listed: 404 NotFound: the cluster has no Task resource")
+        lacking = await probe.get("/readyz")
+        faulty.absent = None
+        await completes_two(place)
+        found = await probe.get("/readyz")
     assert (lacking.status_code, found.status_code) == (503, 200)
     assert "the cluster has no Task resource" in lacking.text
 
 
 async def test_it_is_not_ready_where_it_could_not_take_over(place: Place, tmp_path: Path) -> None:
-    with place.almighty(tmp_path) as almighty:
-        faulty = Faulty(almighty)
-        faulty.always = "broken"
-        port = free_port()
-        async with faulty.serving(tmp_path) as kubeconfig, operating(place, kubeconfig, port=str(port)) as operator:
-            await asyncio.to_thread(operator.until_it_says, "the lease cannot be had")
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as probe:
-                away = await probe.get("/readyz")
-                faulty.always = ""
-                await asyncio.to_thread(operator.until_it_says, "This operator leads")
-                back = await probe.get("/readyz")
+    async with behind(place, tmp_path, always="broken") as (faulty, operator, probe):
+        await said(operator, "the lease cannot be had")
+        away = await probe.get("/readyz")
+        faulty.always = ""
+        await said(operator, "This operator leads")
+        back = await probe.get("/readyz")
     assert (away.status_code, back.status_code) == (503, 200)
     assert "another operator leads" not in operator.said()
 
 
 async def test_it_hears_of_tasks_again_after_watches_were_refused(place: Place, tmp_path: Path) -> None:
-    with place.almighty(tmp_path) as almighty:
-        faulty = Faulty(almighty)
-        faulty.due = {"/tasks": "gone", "/pods": "gone"}
-        async with faulty.serving(tmp_path) as kubeconfig, operating(place, kubeconfig) as operator:
-            await asyncio.to_thread(operator.until_it_says, "events broke off")
-            await completes_two(place)
+    async with behind(place, tmp_path, due={"/tasks": "gone", "/pods": "gone"}) as (faulty, operator, _):
+        await said(operator, "events broke off")
+        await completes_two(place)
     assert not faulty.due
 
 
 @contextlib.asynccontextmanager
-async def operating(place: Place, kubeconfig: Path, **settings: str) -> AsyncIterator[Operating]:
-    operator = await asyncio.to_thread(place.start_operator, kubeconfig=str(kubeconfig), **settings)
-    try:
-        yield operator
-    finally:
-        await asyncio.to_thread(operator.stop)
+async def behind(
+    place: Place, tmp_path: Path, **wrong: object
+) -> AsyncIterator[tuple[Faulty, Operating, httpx.AsyncClient]]:
+    """An operator behind an API server of which that is `wrong`, and who probes it."""
+    port = free_port()
+    with place.almighty(tmp_path) as almighty:
+        faulty = Faulty(almighty)
+        vars(faulty).update(wrong)
+        async with faulty.serving(tmp_path) as kubeconfig:
+            operator = await asyncio.to_thread(place.start_operator, kubeconfig=str(kubeconfig), port=str(port))
+            try:
+                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as probe:
+                    yield faulty, operator, probe
+            finally:
+                await asyncio.to_thread(operator.stop)
+
+
+async def said(operator: Operating, words: str) -> None:
+    await asyncio.to_thread(operator.until_it_says, words)
 
 
 async def completes_two(place: Place) -> None:

@@ -68,6 +68,7 @@ class RunPhase(StrEnum):
         return self in TERMINAL_PHASES
 
 
+ENDED_WELL = "The command ended with exit code 0."  # the message of a task or run of which nothing else is to be said
 TERMINAL_PHASES = frozenset({RunPhase.SUCCEEDED, RunPhase.FAILED, RunPhase.STOPPED, RunPhase.LOST})
 
 _ENDS_BEFORE_START = frozenset({RunPhase.FAILED, RunPhase.STOPPED, RunPhase.LOST})

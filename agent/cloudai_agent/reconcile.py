@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cloudai.resources import GIB, Reason, Run, RunPhase
+from cloudai.resources import ENDED_WELL, GIB, Reason, Run, RunPhase
 from cloudai_agent.runtime import KILLED, Container, ContainerState, Refusal
 
 TERMINATED = 143  # exit code of a process ended by TERM
@@ -231,7 +231,7 @@ def _verdict(view: View, wish: Run, container: Container) -> tuple[RunPhase, str
         text = f"It was stopped after timeout_seconds ({wish.timeout_seconds}); raise it for longer work."
         return RunPhase.FAILED, Reason.DEADLINE_EXCEEDED, text
     if container.exit_code == 0:  # even if the engine ended a child of it for its memory: the command says it coped
-        return RunPhase.SUCCEEDED, None, view.note or "The command ended with exit code 0."
+        return RunPhase.SUCCEEDED, None, view.note or ENDED_WELL
     if container.oom_killed:
         text = f"The container needed more than the {_gib(wish.resources.memory)} of memory it asked for; raise req_memory."
         return RunPhase.FAILED, Reason.OOM_KILLED, text

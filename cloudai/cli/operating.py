@@ -104,12 +104,12 @@ async def _probes(facts: Facts, leader: Leader, listener: socket.socket) -> Asyn
             return PlainTextResponse(f"no word of the API server for {silent:.0f} s\n", 503)
         return PlainTextResponse("ok\n")
 
-    async def readyz(_: Request) -> Response:
+    async def readyz(request: Request) -> Response:
         if leader.silent() > AWAY_SECONDS:
             return PlainTextResponse(f"the lease cannot be had: {leader.trouble or 'no answer yet'}\n", 503)
         if leader.leads() and facts.trouble:
             return PlainTextResponse(f"tasks cannot be listed: {facts.trouble}\n", 503)
-        return await healthz(_)
+        return await healthz(request)
 
     async def scraped(_: Request) -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

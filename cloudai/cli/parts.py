@@ -70,13 +70,14 @@ async def together(parts: Sequence[Part], stop: asyncio.Event) -> None:
 
 async def unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
     """What `work` comes to; None, with `work` cancelled, where `stop` is set before."""
-    working = asyncio.ensure_future(work)
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
-    done = working.done()
-    working.cancel()
-    stopping.cancel()
-    await asyncio.gather(working, stopping, return_exceptions=True)
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        done = working.done()
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
     return working.result() if done else None
 
 
@@ -84,12 +85,7 @@ def started_by(ready: asyncio.Event, part: Part) -> Part:
     """`part`, started when `ready` is set."""
 
     async def run(stop: asyncio.Event) -> None:
-        waits = [asyncio.ensure_future(ready.wait()), asyncio.ensure_future(stop.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await unless(stop, ready.wait())
         if not stop.is_set():
             await part(stop)
 

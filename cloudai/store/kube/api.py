@@ -24,6 +24,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config.config_exception import ConfigException
+from kubernetes.aio.config.kube_config import ENV_KUBECONFIG_PATH_SEPARATOR, KUBE_CONFIG_DEFAULT_LOCATION
 from yaml import YAMLError
 
 from cloudai.errors import CloudAIError, unavailable
@@ -300,8 +301,7 @@ async def _configure(configuration: Configuration, settings: Settings) -> None:
 
 
 def _default_kubeconfig() -> bool:
-    places = os.environ.get("KUBECONFIG") or "~/.kube/config"
-    return any(Path(place).expanduser().is_file() for place in places.split(os.pathsep))
+    return any(Path(place).is_file() for place in KUBE_CONFIG_DEFAULT_LOCATION.split(ENV_KUBECONFIG_PATH_SEPARATOR))
 
 
 def _session(trust: RESTClientObject) -> aiohttp.ClientSession:

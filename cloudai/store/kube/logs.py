@@ -31,7 +31,7 @@ LOG_LABEL = f"{GROUP}/log"
 # What the kubelet says, and answers 200: instead of a log, or at the end of one that it cannot read or follow any longer
 # (`GetContainerLogs` and `ReadLogs` of Kubernetes). No line's end follows.
 _INSTEAD = re.compile(
-    rb"unable to retrieve container logs for [a-z-]+://[0-9a-f]{64}|container status is nil|failed to get parse function:[^\n]*"
+    rb"unable to retrieve container logs for [a-z-]+://[0-9a-f]{64}|container status is nil"
     rb'|failed to (?:try resolving symlinks in path|open log file) (?P<path>"/[^"\n]*"):[^\n]*'
 )
 _BEHIND = re.compile(rb'failed to get parse function:[^\n]*\Z|failed to read log file (?P<path>"/[^"\n]*"):[^\n]*\Z')
@@ -83,7 +83,9 @@ def kubelet_words(data: bytes | bytearray, pod: str, *, follows: bool, goes_on: 
     last = last[last.rfind(b"\n") + 1 :]
     found = None if goes_on or len(last) < len(data) else _INSTEAD.fullmatch(last)
     found = found or (_BEHIND_FOLLOWED if follows else _BEHIND).search(last)
-    return found[0] if found is not None and f"_{pod}_".encode() in (found["path"] or f"_{pod}_".encode()) else b""
+    if found is None or (found["path"] and f"_{pod}_".encode() not in found["path"]):
+        return b""
+    return found[0]
 
 
 class PodLogs:
@@ -113,7 +115,7 @@ class PodLogs:
             if spool.final or (has and not ended and not spool.old.is_set() and spool.end >= spool.known):
                 return _slice(spool, offset, limit)
         copy = self._copies.get(of)
-        if copy is None or not (copy.final if ended and offset else copy.is_expected(offset)):
+        if copy is None or not (copy.final if ended and offset else copy.take_place(offset)):
             copy = await self._copied(of, ended)  # whole: the kubelet cannot begin at an offset
         if (before := self._copies.pop(of, copy)) is not copy:
             copy.succeed(before)
@@ -123,7 +125,7 @@ class PodLogs:
             if max(offset, copy.end) < spool.end:
                 return _slice(spool, offset, limit)  # what the kubelet or the archive has no more
         piece = _slice(copy, offset, limit)
-        copy.expect(piece.offset + len(piece.data))
+        copy.keep_place(piece.offset + len(piece.data))
         return piece
 
     async def _copied(self, of: Log, ended: bool) -> Spool:

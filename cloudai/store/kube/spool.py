@@ -59,7 +59,7 @@ class Spool:
         self._gone = gone
         self._more = asyncio.Event()
         self._readers = 0
-        self._places: Counter[int] = Counter()  # where pieces ended whose readers may come for the next one
+        self._places: Counter[int] = Counter()  # where readers are, and how many
         self._read_at = asyncio.get_running_loop().time()
         self.end = 0
         self.over = False
@@ -131,18 +131,19 @@ class Spool:
         self._file.seek(offset)
         return self._file.read(min(limit, max(0, self.end - offset)))
 
-    def expect(self, offset: int) -> None:
-        """A piece was read up to there."""
+    def keep_place(self, offset: int) -> None:
+        """A piece was read up to there, and its reader may come for the next one."""
         if offset < self.end:
             self._places[offset] += 1
 
-    def is_expected(self, offset: int) -> bool:
-        """Whether a piece was read up to there: it is its reader who comes, once, for the next one."""
+    def take_place(self, offset: int) -> bool:
+        """Whether somebody's place is there: who comes is that reader, and it is nobody's any more."""
+        if offset not in self._places:
+            return False
         self._places[offset] -= 1
-        known = self._places[offset] >= 0
-        if self._places[offset] <= 0:
+        if not self._places[offset]:
             del self._places[offset]
-        return known
+        return True
 
     def succeed(self, before: Spool) -> None:
         """Whoever is in the midst of `before` goes on here, unless the log has begun anew."""

@@ -93,8 +93,11 @@ class KubernetesStore:
             self._synced.append(synced)
             self._works.append(asyncio.ensure_future(follow(self._api, path, follower, synced.set)))
         self._works.append(asyncio.ensure_future(self._poll()))
-        self.cluster_id = await self._identity()
-        await self._knows_tasks()
+        try:
+            self.cluster_id = await self._identity()
+            await self._knows_tasks()
+        except ApiError as error:
+            raise as_unavailable(error) from None
         waits = asyncio.gather(*(event.wait() for event in self._synced))
         try:
             async with asyncio.timeout(SYNC_SECONDS):
@@ -111,7 +114,7 @@ class KubernetesStore:
             if error.status == 404:
                 words = f"the cluster has no namespace {self._namespace}; make it, or name another with --namespace"
                 raise NoCluster(words) from None
-            raise as_unavailable(error) from None
+            raise
         return str(found["metadata"]["uid"])
 
     async def _knows_tasks(self) -> None:
@@ -123,8 +126,6 @@ class KubernetesStore:
             except NoResource as error:
                 if time.monotonic() > deadline:
                     raise NoCluster(error.message) from None
-            except ApiError as error:
-                raise as_unavailable(error) from None
             await asyncio.sleep(NEW_AGAIN_SECONDS)
 
     async def close(self) -> None:
@@ -314,7 +315,7 @@ class KubernetesStore:
 
     async def _read(self, task: Task, number: int, offset: int, limit: int) -> LogSlice:
         """Between the kubelet, which has a log no more, and the operator, which does not have it yet, it is waited for; and
-        so are the news of an end that the kubelet knows of already.
+        so is the news of an end that the kubelet knows of already.
         """
         of = self._log(task.task_id, number)
         deadline = time.monotonic() + LOG_SECONDS

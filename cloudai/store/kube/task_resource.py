@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from cloudai.resources import Reason, Resources, Task, TaskSpec, TaskStatus
+from cloudai.resources import ENDED_WELL, Reason, Resources, Task, TaskSpec, TaskStatus
 from cloudai.store.kube import quantity
 
 GROUP = "cloudai.dev"
@@ -26,7 +26,6 @@ ATTEMPT_LABEL = f"{GROUP}/attempt"
 SUBMITTED = f"{GROUP}/submitted-at"  # annotation: when it was submitted, in ms since the epoch
 CANCEL = {"spec": {"cancelRequested": True}}
 LONGEST_MESSAGE = 1000  # characters
-_WELL = "The command ended with exit code 0."  # which kubectl shows as such: not stored
 _INSTANT = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 Json = dict[str, Any]
@@ -125,7 +124,7 @@ def task_of(resource: Mapping[str, Any]) -> Task:
         finished_at=millis(status.get("finishedAt")),
         exit_code=status.get("exitCode"),
         reason=status.get("reason"),
-        message=status.get("message") or (_WELL if status.get("phase") == PHASES[TaskStatus.COMPLETED] else None),
+        message=status.get("message") or (ENDED_WELL if status.get("phase") == PHASES[TaskStatus.COMPLETED] else None),
         version=int(meta["resourceVersion"]),
     )
 

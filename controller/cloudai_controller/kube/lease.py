@@ -46,7 +46,6 @@ class Leader:
         self._until = float("-inf")
         self._seen: tuple[str, float] = ("", 0.0)
         self._heard_at = float("-inf")
-        self._waits = False
         self.trouble = ""  # why the lease could not be read or written when that was tried last
 
     def leads(self) -> bool:
@@ -65,7 +64,11 @@ class Leader:
 
     async def acquire(self) -> None:
         """Returns once this process leads."""
-        while not await self._try():  # noqa: ASYNC110 - it is the API server's, and nothing tells when it changes
+        waited = False
+        while not await self._try():
+            if not waited and not self.trouble:
+                log.info("another operator leads; waiting for its lease to end")
+                waited = True
             await asyncio.sleep(LOOK)
 
     async def keep(self) -> None:
@@ -98,9 +101,6 @@ class Leader:
             elif self._may_take(lease):
                 stored = await self._api.patch(f"{self._collection}/{self._name}", self._lease(lease))
             else:
-                if not self._waits:
-                    log.info("another operator leads; waiting for its lease to end")
-                self._waits = True
                 self._until = float("-inf")
                 self._heard()
                 return False

@@ -120,7 +120,7 @@ class Tidying:
         return None
 
     def _is_last(self, pod_name: str, pod: SeenPod, error: Exception) -> bool:
-        """Whether its log, which `error` kept from being read, was tried to be read for long enough."""
+        """Whether its log, which `error` kept from being read, was tried to be read for long enough; notes since when it is."""
         now, known = now_ms(), self._unread.get(pod_name)
         _, since, unknown = known if known is not None and known[0] == pod.uid else (pod.uid, now, None)
         unknown = (now if unknown is None else unknown) if is_of_kubelet(error) else None

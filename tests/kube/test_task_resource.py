@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cloudai.resources import ENDED_WELL
 from cloudai.settings import Settings
 from cloudai.store.kube.store import open_kubernetes
 from cloudai.store.kube.task_resource import LONGEST_MESSAGE, status_of, task_of
@@ -222,6 +223,12 @@ def patched(place: Place, name: str, spec: Json) -> str:
     patch = json.dumps({"spec": spec})
     command = ("-n", place.name, "patch", "ctask", name, "--dry-run=server", "--type=merge", "-p", patch)
     return place.kube.tried(*command).stderr
+
+
+def test_a_good_end_says_so_though_its_status_does_not_repeat_it() -> None:
+    meta = {"name": "t", "namespace": "here", "resourceVersion": "5", "creationTimestamp": "2025-11-16T10:30:00Z"}
+    for phase, words in (("Completed", ENDED_WELL), ("Failed", None), ("Running", None)):
+        assert task_of({"metadata": meta, "spec": PLAIN, "status": {"phase": phase}}).message == words
 
 
 @pytest.mark.parametrize("end", ["Completed", "Failed", "Cancelled"])

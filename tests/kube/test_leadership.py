@@ -9,9 +9,11 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
+from cloudai_controller.kube.lease import DURATION, EARLIER
 from tests.cluster.images import SHELL
 from tests.engines import missing
 from tests.kube.kube import Operating, Place, task
@@ -32,12 +34,17 @@ def test_when_the_leader_is_killed_another_operator_takes_over(place: Place) -> 
             going = place.apply("sleep 20")
             place.until(going, "Running")
             leading.kill()
+            before = place.get("lease", "cloudai-controller")["spec"]
             late = place.apply("true")
             waiting.until_it_says("This operator leads")
+            after = place.get("lease", "cloudai-controller")["spec"]
             place.until(late, "Completed")
             assert place.until(going, "Completed")["status"]["attempt"] == 1
         finally:
             waiting.stop()
+    free = (datetime.fromisoformat(after["acquireTime"]) - datetime.fromisoformat(before["renewTime"])).total_seconds()
+    print("taken over", free, "s after the last renewal")
+    assert DURATION - EARLIER < free < 2 * DURATION  # DURATION, and what a machine that is busy with tests adds
 
 
 def test_an_operator_that_ends_lets_another_one_lead_at_once(place: Place) -> None:

@@ -4,7 +4,7 @@ Who waits does not trust clocks of others: a Lease counts as expired when it has
 own clock. https://kubernetes.io/docs/concepts/architecture/leases/
 
 Seconds after a renewal was asked for: until 10 the holder begins writes, by 12 the last one is given up, from 13 on a waiter
-takes over, and by 15 one has, but for what its requests take.
+takes over, and by 14 one has; the second that is left is for what its requests take.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cloudai_controller.clock import Clock, SystemClock
 DURATION = 15  # seconds within which another one leads after the last renewal
 MARGIN = 5.0  # the holder begins nothing any more this much earlier
 LAST_WRITE = 3.0  # what it began has come to its end this much earlier
-EARLIER = 2.0  # a waiter takes the Lease this much earlier: it sees a renewal, and that there was none, up to LOOK late
+EARLIER = 2.0  # a waiter takes the Lease this much earlier: a renewal, and that there was none, it sees up to LOOK late
 RENEW = 3.0
-LOOK = 1.0
+LOOK = 0.5
 AGAIN = 0.5  # after a try that failed
 ONE_TRY = 4.0  # of a server that does not answer there must be time to ask another one
 

@@ -167,7 +167,7 @@ class Operator:
         self._tend(name, decision, pods)
         if decision.create is not None:
             return await self._create_pod(resource, decision)
-        if decision.task.status.terminal and not decision.delete:
+        if decision.task.status.terminal:
             return await self._finished(name, self._memory.tasks.get(name), pods)
         return None if decision.look_at is None else max(0.05, (decision.look_at - now) / 1000)
 
@@ -222,7 +222,6 @@ class Operator:
         metrics.ACTIONS.labels(action=task.status.value).inc()
         self._events.status(resource, task)
         if task.status.terminal:
-            self._queue.add(task.task_id)  # there is to be tidied up, and once to be removed
             self._let_try()
         return stored
 
@@ -298,7 +297,7 @@ class Operator:
         if _differs(task, told):
             await self._write_status(resource, told, decision.ended, now)
         if refused.final:
-            return None
+            return 0.0
         self._refused[task.task_id] = None
         return REFUSED_SECONDS + REFUSED_EACH_SECONDS * len(self._refused)
 

@@ -20,6 +20,15 @@ CALL_SECONDS = 60  # the longest that the engine may take over one call
 _SILENT, _BETWEEN, _IN_VAIN = 60, 10, 3
 FULL_FRAME = 16 * 1024  # bytes after which the engine cuts a line of a log into parts
 
+_GOING_AWAY = (
+    "containerd.sock",
+    "shutting down",
+    "transport is closing",
+    "ttrpc: closed",
+    "context deadline exceeded",
+    "context canceled",
+)
+
 
 class KeptAlive(requests.adapters.HTTPAdapter):
     """Connections whose other end may vanish without a word."""
@@ -56,17 +65,9 @@ def engine_words(error: APIError) -> str:
 def going_away(error: APIError) -> bool:
     """Whether it says nothing of the one call, but that the engine, or containerd behind it, stops or hangs."""
     words = engine_words(error)
-    return error.is_server_error() and any(
-        sign in words
-        for sign in (
-            "containerd.sock",
-            "shutting down",
-            "transport is closing",
-            "ttrpc: closed",
-            "context deadline exceeded",
-            "context canceled",
-        )
-    )
+    if "http://" in words or "https://" in words:
+        return False  # it waited for a registry in vain, of which it speaks in the same words
+    return error.is_server_error() and any(sign in words for sign in _GOING_AWAY)
 
 
 def _cause(error: BaseException) -> str:

@@ -18,7 +18,7 @@ CLUSTER, WORKER, TASK, ATTEMPT = "cloudai.cluster", "cloudai.worker", "cloudai.t
 LEAST_MEMORY = 6 * 1024 * 1024  # the engine refuses less
 LEAST_CPU = 10  # milli-cores; the same
 # Around each line of log the engine puts up to 75 bytes, so a log of empty lines takes 80 times its size on disk. Two files
-# of half of that hold every byte that is ever shipped, however far behind the agent is.
+# of half of that hold every byte that is ever shipped, unless a container writes as much again while the agent is away.
 LOG_FILES, LOG_GROWTH = 2, 40
 
 

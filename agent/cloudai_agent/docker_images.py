@@ -125,9 +125,10 @@ def _request(api: Any, image: str) -> requests.Response:
     """Ask for the image. The SDK's own `pull` gives no hold of the connection."""
     repository, tag = parse_repository_tag(image)  # without a tag the engine would pull every tag there is
     registry, _ = auth.resolve_repository_name(repository)
-    with contextlib.suppress(DockerException):  # a file that cannot be read holds no login
+    login = None
+    with contextlib.suppress(DockerException):  # an unreadable file or a helper that is not there holds no login
         api.reload_config()  # a `docker login` since the agent started counts
-    login = auth.get_config_header(api, registry)
+        login = auth.get_config_header(api, registry)
     response: requests.Response = api.post(
         f"{api.base_url}/v{api.api_version}/images/create",
         params={"fromImage": repository, "tag": tag or "latest"},

@@ -212,9 +212,12 @@ async def _probe(connection: ClientConnection, heartbeat_seconds: float) -> None
     """Ends a connection whose other side is silent: a network that was cut says nothing by itself."""
     while True:
         await asyncio.sleep(heartbeat_seconds)
-        pong = await connection.ping()
-        async with asyncio.timeout(max(heartbeat_seconds, 1.0)):
-            await pong
+        try:
+            async with asyncio.timeout(max(heartbeat_seconds, 1.0)):
+                await (await connection.ping())  # the ping itself waits where the other side reads nothing
+        except TimeoutError:
+            connection.transport.abort()  # so would a goodbye
+            raise
 
 
 class _Refusal(Exception):

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -46,7 +46,6 @@ log = logging.getLogger("cloudai.agent")
 
 T = TypeVar("T")
 CALLS = 64  # short runtime calls at a time
-LONG_CALLS = 10_000  # pulls and stops at a time: more than there are runs, since none may wait for another
 LOOK_SECONDS = 30.0  # how often all containers are listed again: repairs what an event did not tell
 PING_SECONDS = 10.0  # how often the engine is asked whether it is there
 PROGRESS_SECONDS = 1.0  # between reports of how far a pull is
@@ -82,7 +81,6 @@ class Agent:
     async def run(self, stop: asyncio.Event) -> None:
         self._loop = asyncio.get_running_loop()
         self._short = ThreadPoolExecutor(CALLS, thread_name_prefix="runtime")
-        self._long = ThreadPoolExecutor(LONG_CALLS, thread_name_prefix="runtime-long")
         with Health(self._settings.health_port, lambda: self._problem) as health:
             host = self._settings.advertise_address or local_address(self._settings.server)
             self._address = f"{host}:{health.port}"
@@ -103,8 +101,7 @@ class Agent:
                     task.cancel()
                 await asyncio.gather(asked, *tasks, *self._calls, return_exceptions=True)
                 self._known.close()
-                for pool in (self._short, self._long):
-                    pool.shutdown(wait=False, cancel_futures=True)
+                self._short.shutdown(wait=False, cancel_futures=True)
 
     def what_goes_on(self) -> str | None:
         """What to know of an agent that was stopped, where containers of its server's tasks live on."""
@@ -121,8 +118,19 @@ class Agent:
         return await self._loop.run_in_executor(self._short, lambda: function(*arguments))
 
     async def _await(self, function: Callable[..., T], *arguments: object) -> T:
-        """A call that may take as long as an image or a container likes: no short one has to wait for it."""
-        return await self._loop.run_in_executor(self._long, lambda: function(*arguments))
+        """A call that may take as long as an image or a container likes, in a thread that no other call waits for; nor does the
+        end of this process.
+        """
+        outcome: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                outcome.set_result(function(*arguments))
+            except Exception as error:  # noqa: BLE001 - told to who waits
+                outcome.set_exception(error)
+
+        threading.Thread(target=work, name="runtime-long", daemon=True).start()
+        return await asyncio.wrap_future(outcome)
 
     async def _ask(self, function: Callable[..., T], *arguments: object) -> T:
         """A question about the engine as a whole. Raises EngineDown, whatever it was that went wrong."""
@@ -192,6 +200,9 @@ class Agent:
         asked_at = time.monotonic()
         found = await self._ask(self._runtime.containers)
         self._known.found(found, asked_at)
+        if self._known.wished:  # what is neither wished nor there is asked about no more
+            for run_id in self._memory.ordered.keys() - self._known.runs.keys():
+                del self._memory.ordered[run_id]
         metrics.CONTAINERS.set(sum(container.state is ContainerState.RUNNING for container in found))
 
     async def _listen(self) -> None:

@@ -169,6 +169,7 @@ class ProcessRuntime:
     def _kill(self, home: Path, shim: Shim, ended: threading.Event) -> None:
         """End every process of a run but the shim, which then writes how the command ended."""
         while not ended.is_set():
+            shim.signal_group(signal.SIGCONT)  # a task may have stopped its whole group, the shim included
             for process in processes_of(home, shim):
                 if process.pid != shim.pid:
                     die(process, signal.SIGKILL)

@@ -185,13 +185,15 @@ def _created(view: View, wish: Run, container: Container) -> Step:
 
 
 def _running(view: View, wish: Run, container: Container) -> Step | None:
-    if wish.phase is RunPhase.STARTING:
-        message = view.note or "The container is running."
-        return Tell(phase=RunPhase.RUNNING, started_at=container.started_at, message=message)
     if view.ordered is not None:
         return Stop(view.ordered.cause)
     deadline = deadline_of(wish, container)
-    return Stop(Cause.DEADLINE) if deadline is not None and view.now >= deadline else None
+    if deadline is not None and view.now >= deadline:
+        return Stop(Cause.DEADLINE)
+    if wish.phase is RunPhase.STARTING:
+        message = view.note or "The container is running."
+        return Tell(phase=RunPhase.RUNNING, started_at=container.started_at, message=message)
+    return None
 
 
 def deadline_of(wish: Run, container: Container) -> int | None:

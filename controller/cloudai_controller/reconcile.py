@@ -1,5 +1,4 @@
 """What one task needs, from what is wished and what its runs say. Pure and level-based: it asks what is, never what
-
 happened, so a lost event is made good by looking again.
 """
 

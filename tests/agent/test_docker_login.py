@@ -84,10 +84,11 @@ def test_a_login_after_the_agent_started_counts(
     engine.images.remove(image)
 
 
-def test_a_configuration_that_is_no_json_is_no_reason_to_fail(
-    runtime: Runtime, image: str, configuration: Path
+@pytest.mark.parametrize("content", ["{", '{"credsStore": "not-installed"}'])
+def test_a_configuration_that_gives_no_login_is_no_reason_to_fail(
+    runtime: Runtime, image: str, configuration: Path, content: str
 ) -> None:
-    configuration.write_text("{")
+    configuration.write_text(content)
     with pytest.raises(RunRefused) as refused:
         fetch(runtime, image)
     assert refused.value.reason == "ImagePullFailed"

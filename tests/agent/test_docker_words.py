@@ -12,9 +12,13 @@ import pytest
 from cloudai.resources import Resources, Run
 from cloudai.settings import Settings
 from cloudai_agent.docker import DockerRuntime
-from cloudai_agent.runtime import EngineDown
+from cloudai_agent.runtime import EngineDown, RunRefused
 
 GOING = {"message": "connection error: dial unix /run/containerd/containerd.sock: connect: connection refused"}
+SILENT = {
+    "message": 'Head "https://registry.example/v2/image/manifests/1": Get "https://auth.example/token": context deadline '
+    "exceeded (Client.Timeout exceeded while awaiting headers)"
+}
 NEVER = "0001-01-01T00:00:00Z"
 OURS = {"cloudai.cluster": "cluster", "cloudai.worker": "worker", "cloudai.task": "task-1", "cloudai.attempt": "1"}
 RUN = Run(
@@ -55,7 +59,7 @@ class Engine(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self._say(500, GOING)
+        self._say(500, SILENT if "/images/create" in self.path else GOING)
 
     def _say(self, status: int, document: object) -> None:
         data = json.dumps(document).encode()
@@ -103,3 +107,9 @@ def test_an_engine_whose_containerd_is_gone_says_nothing_of_the_run(
 ) -> None:
     with pytest.raises(EngineDown, match="is shutting down"):
         call(runtime)
+
+
+def test_a_registry_that_does_not_answer_in_time_is_no_fault_of_the_engine(runtime: DockerRuntime) -> None:
+    with pytest.raises(RunRefused, match="context deadline exceeded") as refused:
+        runtime.pull("registry.example/image:1", lambda _: None, lambda: False)
+    assert refused.value.reason == "ImagePullFailed"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
-from cloudai.wire import HeartbeatAck, LogAck, Register, Registered, Runs
+from cloudai.wire import HeartbeatAck, LogAck, Register, Registered, Runs, encode
 from cloudai_agent.lease import clock
 from cloudai_agent.link import Link
-from tests.agent.joined import PATIENCE, TOKEN, joined
+from tests.agent.joined import MIB, PATIENCE, TOKEN, joined
 from tests.engines.proxy import Proxy
 
 
@@ -52,6 +53,28 @@ async def test_a_worker_that_cannot_be_registered_says_so_instead_of_trying_for_
     async with asyncio.timeout(PATIENCE), joined(tmp_path) as place:
         with pytest.raises(RuntimeError, match="this worker cannot be registered"):
             await Link(f"http://127.0.0.1:{place.port}", TOKEN, Impossible()).run()
+
+
+async def test_a_server_that_reads_nothing_any_more_is_left_though_logs_are_on_their_way(tmp_path: Path) -> None:
+    async def hang(connection: ServerConnection) -> None:
+        await connection.recv()
+        terms = Registered(cluster_id="c", heartbeat_seconds=0.2, lease_seconds=60, stop_grace_seconds=1)
+        await connection.send(encode(terms))
+        connection.transport.pause_reading()  # its kernel still says that all is well
+        await connection.wait_closed()
+
+    async with asyncio.timeout(PATIENCE), serve(hang, "127.0.0.1", 0, ping_interval=None, close_timeout=0.1) as server:
+        listening = Listening()
+        port = server.sockets[0].getsockname()[1]
+        link = Link(f"http://127.0.0.1:{port}", TOKEN, listening)
+        running = asyncio.ensure_future(link.run())
+        await listening.joined.wait()
+        for offset in range(0, 32 * MIB, MIB // 8):  # more than all buffers on the way hold
+            link.send_log("task-1-1", offset, b"x" * (MIB // 8))
+        await listening.over.wait()
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
 
 
 async def test_a_link_that_is_ended_while_it_says_goodbye_leaves_no_socket_open(tmp_path: Path) -> None:

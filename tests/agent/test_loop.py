@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -151,6 +152,22 @@ async def test_the_next_agent_takes_the_containers_up(tmp_path: Path) -> None:
         assert ended.phase is RunPhase.SUCCEEDED
         assert (tmp_path / "starts").read_text() == "x\n"
         assert await place.log(run) == "a\nb\n"
+
+
+async def test_what_was_removed_while_no_agent_was_there_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(loop, "PING_SECONDS", 0.1)
+    async with joined(tmp_path) as place:
+        async with place.agent():
+            await place.until_worker(lambda worker: worker.ready)
+        memory = tmp_path / "lease-worker-1.json"
+        before = json.loads(memory.read_text())
+        memory.write_text(json.dumps(before | {"ordered": {"task-1-1": {"cause": "cancelled", "at": 1}}}))
+        async with place.agent():
+            await place.until(await place.run("true"), *ENDS)
+            await eventually("it is forgotten", lambda: json.loads(memory.read_text())["ordered"] == {})
 
 
 async def test_an_agent_that_is_stopped_says_so_and_its_tasks_tell_what_is_uncertain(tmp_path: Path) -> None:

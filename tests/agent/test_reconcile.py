@@ -119,6 +119,11 @@ def test_a_deadline_stops_a_container_in_time() -> None:
     assert step(replace(wish, timeout_seconds=10), RUNNING) is None
 
 
+def test_a_stop_that_is_due_does_not_wait_until_the_start_is_known() -> None:
+    assert step(replace(ASKED, timeout_seconds=9), RUNNING) == Stop(Cause.DEADLINE)
+    assert step(ASKED, RUNNING, ordered=Ordered(Cause.STORAGE, 5000)) == Stop(Cause.STORAGE)
+
+
 def test_a_deadline_is_recognised_by_an_agent_that_did_not_set_it() -> None:
     wish = replace(WISH, phase=RunPhase.RUNNING, timeout_seconds=4)
     killed = replace(EXITED, exit_code=137)

@@ -77,6 +77,17 @@ def test_a_task_that_ignores_the_request_to_end_is_killed(cluster: Cluster, plac
     assert cluster.task(task_id)["exit_code"] == 137
 
 
+def test_an_agent_that_is_ended_does_not_wait_for_what_it_stops(make_cluster: MakeCluster, place: Place) -> None:
+    cluster = make_cluster(place, CLOUDAI_STOP_GRACE_SECONDS="600")
+    cluster.start_all()
+    task_id = cluster.submit(place.image, "trap 'echo asked' TERM; while :; do sleep 0.05; done")
+    cluster.until(task_id, "running")
+    cluster.cancel(task_id)
+    eventually("it is asked to end", lambda: "asked" in cluster.logs(task_id))
+    cluster.parts[-1].stop()
+    assert place.alive(cluster) != []
+
+
 def test_a_cancel_at_any_instant_leaves_nothing(cluster: Cluster, place: Place) -> None:
     chance = random.Random(20)
     tasks = []

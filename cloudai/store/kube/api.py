@@ -171,13 +171,11 @@ class Api:
         """An object, or its status, by a whole other one; compared by the resource version in it."""
         return await self._json("PUT", path, {}, body)
 
-    async def delete(self, path: str, uid: str | None = None, grace: int | None = None) -> Json:
-        """Ask for the end of an object: of exactly that `uid`, with `grace` seconds."""
+    async def delete(self, path: str, uid: str | None = None) -> Json:
+        """Ask for the end of an object: of exactly that `uid`."""
         options: Json = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
         if uid is not None:
             options["preconditions"] = {"uid": uid}
-        if grace is not None:
-            options["gracePeriodSeconds"] = grace
         return await self._json("DELETE", path, {}, options)
 
     async def pages(self, path: str, **query: str | int) -> AsyncIterator[tuple[list[Json], str]]:

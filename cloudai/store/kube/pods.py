@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -252,7 +252,7 @@ def requests_of(pod: Mapping[str, Any], gpu: str = GPU) -> Resources:
             start = _larger(start, steady)
         else:
             start = _larger(start, steady + amount_of(_requests(one), gpu))
-    steady = _sum([steady, *(amount_of(_requests(one), gpu) for one in spec.get("containers") or [])])
+    steady = sum((amount_of(_requests(one), gpu) for one in spec.get("containers") or []), steady)
     own = (spec.get("resources") or {}).get("requests") or {}
     return _replaced(_larger(start, steady), own, gpu) + amount_of(spec.get("overhead") or {}, gpu)
 
@@ -290,7 +290,3 @@ def _larger(one: Resources, other: Resources) -> Resources:
         max(one.storage, other.storage),
         max(one.gpu, other.gpu),
     )
-
-
-def _sum(amounts: Iterable[Resources]) -> Resources:
-    return sum(amounts, NOTHING)

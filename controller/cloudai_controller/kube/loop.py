@@ -154,6 +154,8 @@ class Operator:
                 return await self._wait_for_pod(resource, Decision(task, tuple(ended)), taken(current))
             runs[current] = vanished(task)
         coming = run_id(name, max(1, task.attempt + (task.status is TaskStatus.QUEUED)))
+        if task.cancel_requested and coming not in runs and await self.facts.own_pod_is_there(coming, seen.uid):
+            return 0.0  # made although nobody was told so: it is ended first
         failing, since = self._failing.get(name, ("", now))
         with metrics.PLAN_SECONDS.time():
             decision = decide(task, ended, runs, now, self._image_grace, since if failing == coming else None)
@@ -162,30 +164,34 @@ class Operator:
         if _differs(task, decision.task):
             resource = await self._write_status(resource, decision.task, decision.ended, now)
             metrics.LOST.inc(sum(one.reason == Reason.WORKER_LOST for one in decision.ended[len(ended) :]))
-        for run in decision.delete:
-            await self._delete(run, pods)
-        self._tend(name, decision, pods)
-        if decision.create is not None:
-            return await self._create_pod(resource, decision)
         if decision.task.status.terminal:
             return await self._finished(name, self._memory.tasks.get(name), pods)
+        self._tend(name, decision, pods)
+        for run in decision.delete:
+            await self._delete(run, pods)
+        if decision.create is not None:
+            return await self._create_pod(resource, decision)
         return None if decision.look_at is None else max(0.05, (decision.look_at - now) / 1000)
 
     def _tend(self, name: str, decision: Decision, pods: dict[str, SeenPod]) -> None:
         """See to the Pods of attempts that are told of in the status, and to the logs of those that are being ended."""
         done = {run_id(name, one.attempt) for one in decision.ended}
         for pod_name, pod in pods.items():
-            if pod.run.phase.terminal and pod.held and (pod_name in done or decision.task.status.terminal):
+            if pod.run.phase.terminal and pod.held and pod_name in done:
                 self._tidying.add(name, pod_name)
             elif pod.deleting and not pod.run.phase.terminal:
                 self._archive.follow(pod)
 
     async def _finished(self, name: str, seen: SeenTask | None, pods: dict[str, SeenPod]) -> float | None:
-        """Nothing is decided any more; the Task goes when its time is over, and its Pods with it."""
+        """Nothing is decided any more: a Pod that lives, or is heard of only now, is stopped, and one that is over seen to. The
+        Task goes when its time is over, and its Pods with it.
+        """
         if seen is None or seen.finished_at is None:
             return None
         for pod_name, pod in pods.items():
-            if pod.run.phase.terminal and pod.held:
+            if not pod.run.phase.terminal:
+                await self._delete(pod.run, pods)
+            elif pod.held:
                 self._tidying.add(name, pod_name)
         left = seen.finished_at + self._retention_ms - now_ms()
         if left > 0:

@@ -101,6 +101,8 @@ class Tidying:
             self._queue.add(key)
         else:
             self._turns[node] -= 1
+            if not self._turns[node]:
+                del self._turns[node]
         if not waiting:
             del self._waiting[node]
 

@@ -1,8 +1,8 @@
 """How many submits and status queries one client address may send a minute.
 
 Status queries are the GETs below /api/; a cancel is never limited, nor are health, metrics and documents. Counts live in
-memory, or in a Redis that several servers share. When that Redis does not answer, requests pass uncounted: an outage of
-the counter must not become an outage of the service.
+memory, or in a Redis that several servers share. When that Redis does not answer, requests pass uncounted, and for some
+seconds without asking it: an outage of the counter must not become an outage of the service.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from limits import RateLimitItem, parse
-from limits.aio.storage import RedisStorage, Storage
+from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter
 from limits.errors import ConfigurationError
 from limits.storage import storage_from_string
@@ -26,6 +26,8 @@ from cloudai.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
 ANSWER = 1.0  # seconds the counter may take
+AGAIN = 5.0  # seconds until one that took longer is asked again
+SWEPT = 1000  # further addresses, until memory is cleared of counts that have run out
 
 
 class RateLimit:
@@ -38,6 +40,7 @@ class RateLimit:
         self._storage = counter(settings.rate_limit_storage)
         self._limiter = FixedWindowRateLimiter(self._storage)
         self._trouble = False
+        self._ask_at = 0.0  # by the monotonic clock
 
     async def check(self, scope: Scope) -> None:
         """Count a request. Raises RATE_LIMITED when it is one too many."""
@@ -75,6 +78,8 @@ class RateLimit:
 
     async def _wait(self, limit: RateLimitItem, what: str, address: str) -> int:
         """Seconds to wait; 0 when the request may pass."""
+        if time.monotonic() < self._ask_at:
+            return 0
         try:
             async with asyncio.timeout(ANSWER):
                 passes = await self._limiter.hit(limit, what, address)
@@ -83,11 +88,28 @@ class RateLimit:
             if not self._trouble:
                 logger.warning("requests pass uncounted, the rate limit storage does not answer: %r", error)
             self._trouble = True
+            self._ask_at = time.monotonic() + AGAIN
             return 0
         if self._trouble:
             logger.warning("the rate limit storage answers again")
             self._trouble = False
         return 0 if passes else max(math.ceil(reset - time.time()), 1)
+
+
+class Memory(MemoryStorage):
+    """The library's, which goes over the counts of all addresses at each request; this one does at each SWEPT further ones."""
+
+    STORAGE_SCHEME = ["async+memory"]  # noqa: RUF012 - by which the library finds it, in its own one's place
+
+    async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        count = await self.get(key) + amount  # of a window that is over there is none
+        self.storage[key] = count
+        if key not in self.expirations:
+            self.expirations[key] = time.time() + expiry
+            if len(self.expirations) % SWEPT == 0:
+                for known in list(self.expirations):
+                    await self.get(known)
+        return count
 
 
 def counter(url: str) -> Storage:

@@ -9,6 +9,9 @@ import httpx
 import pytest
 import redis
 
+from cloudai.api.clients import Clients
+from cloudai.api.ratelimit import SWEPT, Memory, RateLimit, counter
+from cloudai.errors import CloudAIError
 from cloudai.settings import Settings
 from cloudai.store.sql import SqlStore
 from tests.api.conftest import BODY, client_of, error_of
@@ -91,6 +94,44 @@ async def test_without_its_redis_requests_pass_and_the_log_says_so_once(
             stopping.shutdown(nosave=True)
         assert await statuses(api, 3) == [200] * 3
     assert caplog.text.count("requests pass uncounted") == 1
+
+
+async def test_a_redis_that_hangs_holds_up_one_request_only(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = RateLimit(limited(tmp_path, rate_limit_submit="1/hour", rate_limit_storage=redis_url), Clients(""))
+    asked = []
+    hit = limit._limiter.hit
+
+    async def counted(*what: Any) -> bool:
+        asked.append(what)
+        return await hit(*what)
+
+    monkeypatch.setattr(limit._limiter, "hit", counted)
+    request = {"method": "POST", "path": "/api/tasks", "client": ("10.1.1.1", 1), "headers": []}
+    with redis.Redis.from_url(redis_url) as server:
+        server.execute_command("CLIENT PAUSE 60000 WRITE")
+        for _ in range(5):
+            await limit.check(request)
+        assert len(asked) == 1
+        server.execute_command("CLIENT UNPAUSE")
+    monkeypatch.setattr(limit, "_ask_at", 0.0)
+    await limit.check(request)
+    with pytest.raises(CloudAIError, match="Too many"):
+        await limit.check(request)
+    await limit.close()
+
+
+async def test_counts_that_have_run_out_are_forgotten_and_no_request_goes_over_all() -> None:
+    counts = counter("memory://")
+    assert isinstance(counts, Memory)
+    assert await counts.incr("stays", 3600) == 1
+    for number in range(3 * SWEPT):
+        assert await counts.incr(str(number), 0) == 1
+    assert await counts.incr("stays", 3600) == 2
+    assert "stays" in counts.expirations
+    assert len(counts.expirations) == len(counts.storage) < SWEPT
+    assert counts.timer is None
 
 
 # ---- hosts and origins

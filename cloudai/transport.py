@@ -11,10 +11,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
+from urllib.request import getproxies
 
 import httpx
 
 from cloudai.errors import CloudAIError, Code
+from cloudai.keepalive import KEEPALIVE
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0  # longer than any answer the server holds back on purpose
@@ -41,11 +43,16 @@ class Transport:
         self._notice = notice
         self._answered = False
         url = httpx.URL(self.server)
+        verify = url.scheme == "https"  # the certificates take long to load
+        elsewhere = url.host not in ("127.0.0.1", "localhost", "::1")  # no proxy between this machine and itself
+        proxied = elsewhere and bool(getproxies())
         self._http = httpx.AsyncClient(
             base_url=url,
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-            verify=url.scheme == "https",  # the certificates take long to load
-            trust_env=url.host not in ("127.0.0.1", "localhost", "::1"),  # no proxy between this machine and itself
+            verify=verify,
+            trust_env=elsewhere,
+            # Who follows a quiet log waits without end. httpx takes these with a transport only, and then knows no proxy.
+            transport=None if proxied else httpx.AsyncHTTPTransport(verify=verify, socket_options=list(KEEPALIVE)),
         )
 
     async def __aenter__(self) -> Self:

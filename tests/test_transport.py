@@ -9,10 +9,13 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import pytest
 
+from cloudai.cli.place import listen
 from cloudai.errors import CloudAIError, Code
+from cloudai.settings import Settings
 from cloudai.transport import Transport, Unreachable
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -112,3 +115,29 @@ async def test_an_answer_of_something_else_is_told_by_its_status() -> None:
     async with server(page) as script, Transport(script.url) as transport:
         with pytest.raises(CloudAIError, match="answered 404"):
             await transport.request("GET", "/api/tasks")
+
+
+async def test_both_ends_of_a_log_on_which_nothing_is_said_notice_that_the_other_one_is_gone() -> None:
+    async def quiet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        over.set()
+
+    over = asyncio.Event()
+    listener = await asyncio.start_server(quiet, sock=listen(Settings(host="127.0.0.1", port=0)))
+    port = listener.sockets[0].getsockname()[1]
+    async with listener, asyncio.timeout(30):
+        async with Transport(f"http://127.0.0.1:{port}") as transport, transport.stream("/", {}):
+            while await asyncio.to_thread(timers, port) != ["02", "02"]:  # noqa: ASYNC110 - the kernel tells nobody
+                await asyncio.sleep(0.01)
+        await over.wait()
+
+
+def timers(port: int) -> list[str]:
+    """Of each open connection to a port, by either of its ends, the timer that runs: 02 is that of keepalive."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ends = [(line[5][:2], *(int(end.rpartition(":")[2], 16) for end in line[1:3])) for line in lines if line[3] == "01"]
+    return [timer for timer, *ports in ends if port in ports]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,12 +11,10 @@ import requests
 import urllib3
 from docker.errors import APIError, DockerException
 
+from cloudai.keepalive import KEEPALIVE
 from cloudai_agent.runtime import EngineDown
 
 CALL_SECONDS = 60  # the longest that the engine may take over one call
-# Seconds after which a silent connection to an engine elsewhere is tried, then how often, and how often in vain: a stream
-# has no end in time, so nothing else tells that the engine's machine is gone.
-_SILENT, _BETWEEN, _IN_VAIN = 60, 10, 3
 FULL_FRAME = 16 * 1024  # bytes after which the engine cuts a line of a log into parts
 
 _GOING_AWAY = (
@@ -31,16 +28,10 @@ _GOING_AWAY = (
 
 
 class KeptAlive(requests.adapters.HTTPAdapter):
-    """Connections whose other end may vanish without a word."""
+    """Connections to an engine that may be elsewhere, and vanish without a word."""
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        kept = [
-            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _BETWEEN),
-            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _IN_VAIN),
-        ]
-        options["socket_options"] = [*urllib3.connection.HTTPConnection.default_socket_options, *kept]
+        options["socket_options"] = [*urllib3.connection.HTTPConnection.default_socket_options, *KEEPALIVE]
         super().init_poolmanager(*arguments, **options)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from cloudai.keepalive import KEEPALIVE
 from cloudai.settings import Settings
 
 LOCAL_TOKEN = "agent.token"
@@ -87,6 +88,8 @@ def listen(settings: Settings) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for level, option, value in KEEPALIVE:  # who follows a log says nothing; what is accepted has them, too
+            listener.setsockopt(level, option, value)
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:

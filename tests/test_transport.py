@@ -139,5 +139,5 @@ async def test_both_ends_of_a_log_on_which_nothing_is_said_notice_that_the_other
 def timers(port: int) -> list[str]:
     """Of each open connection to a port, by either of its ends, the timer that runs: 02 is that of keepalive."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    ends = [(line[5][:2], *(int(end.rpartition(":")[2], 16) for end in line[1:3])) for line in lines if line[3] == "01"]
-    return [timer for timer, *ports in ends if port in ports]
+    end = f":{port:04X}"
+    return [timer[:2] for _, one, other, state, _, timer, *_ in lines if state == "01" and end in one[-5:] + other[-5:]]

@@ -18,7 +18,7 @@ from docker.utils import parse_repository_tag
 from cloudai.resources import Reason
 from cloudai.settings import Settings
 from cloudai_agent.docker_calls import CALL_SECONDS, answering, engine_words, going_away, shut
-from cloudai_agent.runtime import EngineDown, RunRefused
+from cloudai_agent.runtime import RunRefused
 
 LOOK_SECONDS = 0.1  # how often a silent pull is asked whether it is still wanted
 _END = object()
@@ -95,7 +95,7 @@ def _lines(api: Any, image: str, deadline: float, cancelled: Callable[[], bool])
                     if given_up.is_set():
                         return
             lines.put(_END)
-        except (EngineDown, APIError) as error:
+        except Exception as error:  # noqa: BLE001 - told to who waits, whatever it is
             lines.put(error)
 
     threading.Thread(target=read, name="pull", daemon=True).start()

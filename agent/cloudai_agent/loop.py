@@ -124,6 +124,8 @@ class Agent:
         outcome: Future[T] = Future()
 
         def work() -> None:
+            if not outcome.set_running_or_notify_cancel():
+                return
             try:
                 outcome.set_result(function(*arguments))
             except Exception as error:  # noqa: BLE001 - told to who waits

@@ -84,6 +84,7 @@ def test_a_login_after_the_agent_started_counts(
     engine.images.remove(image)
 
 
+@pytest.mark.filterwarnings("ignore:docker-credential-not-installed")
 @pytest.mark.parametrize("content", ["{", '{"credsStore": "not-installed"}'])
 def test_a_configuration_that_gives_no_login_is_no_reason_to_fail(
     runtime: Runtime, image: str, configuration: Path, content: str

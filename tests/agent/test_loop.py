@@ -160,9 +160,9 @@ async def test_what_was_removed_while_no_agent_was_there_is_forgotten(
     monkeypatch.setattr(loop, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(loop, "PING_SECONDS", 0.1)
     async with joined(tmp_path) as place:
-        async with place.agent():
-            await place.until_worker(lambda worker: worker.ready)
         memory = tmp_path / "lease-worker-1.json"
+        async with place.agent():
+            await eventually("a heartbeat is remembered", memory.exists)
         before = json.loads(memory.read_text())
         memory.write_text(json.dumps(before | {"ordered": {"task-1-1": {"cause": "cancelled", "at": 1}}}))
         async with place.agent():

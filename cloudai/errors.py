@@ -65,7 +65,7 @@ MEANING: Mapping[Code, str] = {
     Code.METHOD_NOT_ALLOWED: "The path exists, but not with this method; the `Allow` header lists those it has.",
     Code.TASK_FINISHED: "The task has completed or failed, so it cannot be cancelled.",
     Code.IDEMPOTENCY_CONFLICT: "This `Idempotency-Key` came before with another body.",
-    Code.LOGS_REMOVED: "The logs have been removed by retention.",
+    Code.LOGS_REMOVED: "The logs are there no more: retention removed them, or on Kubernetes they went with their Pod.",
     Code.BODY_TOO_LARGE: "The body is larger than `CLOUDAI_MAX_BODY_BYTES`.",
     Code.UNSUPPORTED_MEDIA_TYPE: "A body must come with `Content-Type: application/json`.",
     Code.RATE_LIMITED: "Too many requests from this address; `Retry-After` says when to go on.",

@@ -99,7 +99,7 @@ def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
             return
         built = programs()
         running = clusters.saved(RUNNING)
-        if running is not None and running.ready:
+        if running is not None and running.ready and running.alive():
             yield _prepared(Kube(running.kubeconfig, built, running))
             return
         own = clusters.start(tmp_path_factory.mktemp("cluster") / "files", built)

@@ -58,7 +58,7 @@ def explain_no_controller(task: Task, problem: str) -> Waiting:
 def explain_inactive(task: Task, worker: Worker, now: int, heartbeat_ms: int, lease_seconds: float) -> Waiting:
     """What is uncertain of `task`, which was given to `worker`, and that is not active."""
     heard = f"was last heard of {max(0, now - worker.last_heartbeat) // 1000} s ago"
-    problem = "" if worker.ready else f" and said: {worker.problem or 'it is not ready'}"
+    problem = "" if worker.ready else f" and said: {_said(worker)}"
     if task.cancel_requested:
         here = "The task is stopped there once the worker is back."
     elif task.status is TaskStatus.RUNNING:
@@ -89,8 +89,13 @@ def _nobody(known: Sequence[WorkerState]) -> str:
     return "No worker has joined: start an agent with `cloudai agent`."
 
 
+def _said(worker: Worker) -> str:
+    """In the middle of a sentence."""
+    return (worker.problem or "it is not ready").rstrip(".")
+
+
 def _why_inactive(worker: Worker) -> str:
-    return "has not been heard of lately" if worker.ready else f"says: {worker.problem or 'it is not ready'}"
+    return "has not been heard of lately" if worker.ready else f"says: {_said(worker)}"
 
 
 def _fits_whole(wish: Resources, state: WorkerState) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from tests.cluster.binaries import Missing, cache, programs
 from tests.cluster.cluster import Cluster, saved, start
@@ -12,12 +13,13 @@ DIRECTORY = cache() / "running"
 
 
 def main(command: str) -> None:
-    running = saved(DIRECTORY)
+    found = saved(DIRECTORY)
     if command == "down":
-        if running is not None:
-            running.stop()
-        print("cluster: none is running" if running is None else "cluster: ended")
+        if found is not None:
+            found.stop()
+        print("cluster: none is running" if found is None else "cluster: ended")
         return
+    running = found if found is not None and found.alive() else None
     if command == "load":
         if running is None:
             raise Missing("none is running: make cluster")
@@ -27,7 +29,8 @@ def main(command: str) -> None:
         return
     cluster = running if running is not None and running.ready else _started()
     print(f"cluster: running; end it with `make cluster-down`\n\n  export KUBECONFIG={cluster.kubeconfig}")
-    print(f"  export PATH={programs()['kubectl'].parent}:{programs()['helm'].parent}:$PATH")
+    own = Path(sys.executable).parent  # where cloudai is
+    print(f"  export PATH={programs()['kubectl'].parent}:{programs()['helm'].parent}:{own}:$PATH")
 
 
 def _started() -> Cluster:

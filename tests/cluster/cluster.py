@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.cluster.binaries import Missing
 
 HERE = Path(__file__).parent
@@ -78,20 +80,27 @@ class Cluster:
         """End every process of the cluster and take down what it left in the machine."""
         if self.alive():
             os.kill(self.first, signal.SIGKILL)
+            self._go_on()
         for process in self.started:
             process.wait()
         _until("the cluster is gone", lambda: not self.alive())
         _remove_cgroups(f"cloudai-{self.number}")
         (self.directory / "cluster.json").unlink(missing_ok=True)
 
+    def _go_on(self) -> None:
+        """Continue who waits outside for a part that somebody stopped: stopped together with it, it lets nothing end."""
+        for process in psutil.process_iter(["cmdline"]):
+            if (process.info["cmdline"] or [])[:3] == self.inside()[:3]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+
 
 def saved(directory: Path) -> Cluster | None:
-    """The cluster that runs in `directory`, or that was left there half started."""
+    """The cluster that was started in `directory`, if only half, and not ended by `stop`; it need not be alive."""
     try:
-        cluster = Cluster(directory, **json.loads((directory / "cluster.json").read_text()))
+        return Cluster(directory, **json.loads((directory / "cluster.json").read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return cluster if cluster.alive() else None
 
 
 def start(directory: Path, programs: Mapping[str, Path], played: int = 3, *, dies_with_us: bool = True) -> Cluster:

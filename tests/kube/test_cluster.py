@@ -12,6 +12,7 @@ import pytest
 
 from tests.cluster.binaries import Missing, programs
 from tests.cluster.cluster import saved
+from tests.e2e.cluster import eventually
 from tests.engines import missing
 
 START = """\
@@ -51,6 +52,10 @@ def test_a_cluster_that_outlived_who_started_it_ends_as_a_whole(tmp_path: Path) 
             assert cluster.ready
             members = inside(cluster.first)
             assert {"etcd", "kubelet", "containerd", "kwok"} <= {member.name() for member in members}
+            etcd = next(member for member in members if member.name() == "etcd")
+            etcd.suspend()  # and who started it there: it waits for it
+            eventually("both are stopped", lambda: psutil.Process(etcd.ppid()).status() == psutil.STATUS_STOPPED)
+            etcd.resume()
             cluster.stop()
             assert psutil.wait_procs(members, timeout=10)[1] == []
             assert bystander.poll() is None

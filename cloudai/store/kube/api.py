@@ -83,6 +83,14 @@ class NoResource(ApiError):
         super().__init__(404, {"reason": "NotFound", "message": words})
 
 
+class NoNamespace(ApiError):
+    """The cluster has no namespace of that name."""
+
+    def __init__(self, name: str) -> None:
+        words = f"the cluster has no namespace {name}; make it, or name another with --namespace"
+        super().__init__(404, {"reason": "NotFound", "message": words})
+
+
 class Endpoint:
     """Where the API server is and who asks; and the connections to it."""
 
@@ -318,8 +326,14 @@ def _session(trust: RESTClientObject) -> aiohttp.ClientSession:
 
 
 def _refusal(path: str, status: int, document: Json) -> ApiError:
-    unknown = status == 404 and "page not found" in str(document.get("message")) and path.startswith(f"/apis/{GROUP}/")
-    return NoResource() if unknown else ApiError(status, document)
+    error = ApiError(status, document)
+    if status == 404 and "page not found" in error.message and path.startswith(f"/apis/{GROUP}/"):
+        return NoResource()
+    return (
+        NoNamespace(error.details.get("name", ""))
+        if status == 404 and error.details.get("kind") == "namespaces"
+        else error
+    )
 
 
 def as_unavailable(error: ApiError) -> CloudAIError:

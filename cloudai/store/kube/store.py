@@ -20,7 +20,7 @@ from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError, Code, invalid, task_not_found, unavailable
 from cloudai.resources import Reason, Run, Task, TaskSpec, TaskStatus, WorkerState, run_id
 from cloudai.settings import Settings
-from cloudai.store.kube.api import Api, ApiError, NoCluster, NoResource, as_unavailable, connect
+from cloudai.store.kube.api import Api, ApiError, NoCluster, NoNamespace, NoResource, as_unavailable, connect
 from cloudai.store.kube.awaited import Awaited
 from cloudai.store.kube.cache import NodeCache, PodCache, TaskCache
 from cloudai.store.kube.denial import denied
@@ -110,11 +110,8 @@ class KubernetesStore:
         """The namespace's: another one of the same name has other tasks."""
         try:
             found = await self._api.get(f"/api/v1/namespaces/{self._namespace}")
-        except ApiError as error:
-            if error.status == 404:
-                words = f"the cluster has no namespace {self._namespace}; make it, or name another with --namespace"
-                raise NoCluster(words) from None
-            raise
+        except NoNamespace as error:
+            raise NoCluster(error.message) from None
         return str(found["metadata"]["uid"])
 
     async def _knows_tasks(self) -> None:

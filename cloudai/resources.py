@@ -16,6 +16,7 @@ from enum import StrEnum
 
 GIB = 1024**3
 WORKER_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+MOST_GPUS = 64  # of one worker: what is free of each is counted
 
 
 class TaskStatus(StrEnum):

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cloudai.resources import WORKER_NAME
+from cloudai.resources import MOST_GPUS, WORKER_NAME
 
 PREFIX = "CLOUDAI_"
 _TEST_PREFIX = "CLOUDAI_TEST_"  # variables of the test suite
@@ -193,7 +193,7 @@ class Settings(BaseSettings):
         le=1_048_576,
     )
     gpu: int | None = _setting(
-        None, "Number of GPUs offered; default those the NVIDIA driver shows.", "agent", ge=0, le=64
+        None, "Number of GPUs offered; default those the NVIDIA driver shows.", "agent", ge=0, le=MOST_GPUS
     )
     advertise_address: str | None = _setting(
         None,

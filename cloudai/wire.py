@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
-from cloudai.resources import WORKER_NAME, GpuShare, Resources, Run, RunPhase
+from cloudai.resources import MOST_GPUS, WORKER_NAME, GpuShare, Resources, Run, RunPhase
 from cloudai.store.protocol import RunReport
 
 PROTOCOL = 1
@@ -24,6 +24,8 @@ Millis = Annotated[int, Field(ge=0, le=253_402_300_799_999)]  # since the epoch,
 Amount = Annotated[int, Field(le=2**53)]
 # An engine's words are passed on as they are, but no database of text takes this character.
 Words = Annotated[str, AfterValidator(lambda words: words.replace("\0", "\N{REPLACEMENT CHARACTER}"))]
+LONGEST_PROBLEM = 1000  # characters
+Problem = Annotated[Words, Field(max_length=LONGEST_PROBLEM)]
 
 
 class Message(BaseModel):
@@ -52,9 +54,9 @@ class Register(Message):
     cpu: Annotated[Amount, Field(gt=0)]  # milli-cores
     memory: Annotated[Amount, Field(gt=0)]  # bytes
     storage: Annotated[Amount, Field(ge=0)]  # bytes
-    gpu: Annotated[Amount, Field(ge=0, multiple_of=1000)]  # milli-GPUs
+    gpu: Annotated[int, Field(ge=0, le=1000 * MOST_GPUS, multiple_of=1000)]  # milli-GPUs
     ready: bool = True
-    problem: Words | None = None
+    problem: Problem | None = None
 
     @property
     def capacity(self) -> Resources:
@@ -67,7 +69,7 @@ class HeartbeatMessage(Message):
     type: Literal["heartbeat"] = "heartbeat"
     sent_at: Annotated[float, Field(allow_inf_nan=False)]
     ready: bool = True
-    problem: Annotated[Words | None, Field(max_length=1000)] = None
+    problem: Problem | None = None
     cpu_usage: Annotated[float | None, Field(ge=0, le=100, allow_inf_nan=False)] = None
     memory_usage: Annotated[float | None, Field(ge=0, le=100, allow_inf_nan=False)] = None
 

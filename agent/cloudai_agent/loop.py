@@ -19,9 +19,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from cloudai.clock import now_ms
-from cloudai.resources import GIB, Resources
+from cloudai.resources import GIB, MOST_GPUS, Resources
 from cloudai.settings import Settings
-from cloudai.wire import HeartbeatAck, HeartbeatMessage, LogAck, Register, Registered, Report, Runs
+from cloudai.wire import (
+    LONGEST_PROBLEM,
+    HeartbeatAck,
+    HeartbeatMessage,
+    LogAck,
+    Register,
+    Registered,
+    Report,
+    Runs,
+)
 from cloudai_agent import gpus, metrics, telemetry
 from cloudai_agent.health import Health, local_address
 from cloudai_agent.lease import clock
@@ -191,9 +200,10 @@ class Agent:
         return True
 
     def _lost_engine(self, error: EngineDown) -> None:
-        if self._problem != str(error):
+        problem = str(error)[:LONGEST_PROBLEM]  # no more of it can be told
+        if self._problem != problem:
             log.warning("the %s runtime does not answer: %s", self._runtime.kind, error)
-            self._problem = str(error)
+            self._problem = problem
             self._beat.set()
         self._known.look.set()
 
@@ -480,7 +490,7 @@ class Agent:
         return HeartbeatMessage(
             sent_at=clock(),
             ready=problem is None,
-            problem=problem[:1000] if problem else None,
+            problem=problem,
             cpu_usage=cpu,
             memory_usage=memory,
         )
@@ -515,5 +525,5 @@ def capacity(runtime: Runtime, settings: Settings, bound: bool) -> Resources:
         cpu=machine.cpu if settings.cpu is None else round(settings.cpu * 1000),
         memory=machine.memory * 9 // 10 if settings.memory is None else round(settings.memory * GIB),
         storage=storage,
-        gpu=1000 * (gpus.count() if settings.gpu is None else settings.gpu),
+        gpu=1000 * (min(gpus.count(), MOST_GPUS) if settings.gpu is None else settings.gpu),
     )

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from cloudai.resources import GIB, RunPhase
+from cloudai.resources import GIB, MOST_GPUS, RunPhase
 from cloudai.settings import load
 from cloudai.wire import Register
+from cloudai_agent import gpus
 from cloudai_agent.loop import capacity
 from cloudai_agent.process import ProcessRuntime
 from tests.agent.conftest import Bench, eventually, started
@@ -57,3 +58,12 @@ def test_whatever_a_worker_may_be_told_to_offer_can_be_registered(tmp_path: Path
     amounts = {name: getattr(offered, name) for name in ("cpu", "memory", "storage", "gpu")}
     told = Register(worker_id="w", identity="identity", address="", runtime="process", **amounts)
     assert told.capacity == offered
+
+
+def test_of_more_gpus_than_a_worker_may_have_as_many_as_it_may_are_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load({"data_dir": tmp_path})
+    for found, offered in ((0, 0), (8, 8), (MOST_GPUS + 1, MOST_GPUS)):
+        monkeypatch.setattr(gpus, "count", lambda found=found: found)
+        assert capacity(ProcessRuntime(settings), settings, bound=False).gpu == 1000 * offered

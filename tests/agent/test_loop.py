@@ -11,14 +11,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
 
 from cloudai.resources import RunPhase
 from cloudai.settings import Settings
 from cloudai.store.protocol import Lease
+from cloudai.wire import LONGEST_PROBLEM, PATH, Register, encode
 from cloudai_agent import loop
 from cloudai_agent.process import ProcessRuntime
 from cloudai_agent.runtime import ContainerState, EngineDown
-from tests.agent.joined import MIB, PATIENCE, eventually, joined
+from tests.agent.joined import MIB, PATIENCE, TOKEN, eventually, joined
 from tests.engines.proxy import Proxy
 
 ENDS = (RunPhase.SUCCEEDED, RunPhase.FAILED, RunPhase.STOPPED, RunPhase.LOST)
@@ -50,10 +52,11 @@ class Hanging(ProcessRuntime):
     """An engine that may stop answering."""
 
     hangs = False
+    words = "nothing came in time"
 
     def ping(self) -> None:
         if self.hangs:
-            raise EngineDown("nothing came in time")
+            raise EngineDown(self.words)
 
 
 async def test_a_run_comes_to_its_end_with_its_log_and_its_container_is_removed(tmp_path: Path) -> None:
@@ -200,6 +203,25 @@ async def test_an_engine_that_hangs_while_nothing_is_asked_of_it_is_told(
             assert (await place.until_worker(lambda worker: not worker.ready)).problem == "nothing came in time"
             runtime.hangs = False
             assert (await place.until_worker(lambda worker: worker.ready)).problem is None
+
+
+async def test_an_engine_of_many_words_keeps_no_worker_from_joining_again(tmp_path: Path) -> None:
+    async with joined(tmp_path) as place, asyncio.timeout(PATIENCE):
+        runtime = Hanging(place.settings)
+        runtime.words = "x" * 5000
+        async with place.agent(runtime):
+            await place.until_worker(lambda worker: worker.ready)
+            runtime.hangs = True
+            worker = await place.until_worker(lambda worker: not worker.ready)
+            assert worker.problem == runtime.words[:LONGEST_PROBLEM]
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            url = f"ws://127.0.0.1:{place.port}{PATH}"
+            async with connect(url, additional_headers=headers, proxy=None) as other:
+                taken = {"worker_id": "worker-1", "identity": worker.identity, "address": "", "runtime": "process"}
+                await other.send(encode(Register(**taken, cpu=1, memory=1, storage=0, gpu=0)))
+                await other.wait_closed()  # since the agent, whose place it took, has joined again
+            assert other.close_reason == "a newer connection of this worker"
+        assert (await place.store.get_workers())["worker-1"].problem == worker.problem
 
 
 async def test_an_end_that_nobody_saw_is_told_by_the_next_agent(tmp_path: Path) -> None:

@@ -218,6 +218,9 @@ NO_REGISTRATION: list[str | bytes] = [
     wrong(cpu=0),
     wrong(memory=2**70),
     wrong(gpu=500),
+    wrong(gpu=65_000),
+    wrong(gpu=2**53 // 1000 * 1000),
+    wrong(ready=False, problem="x" * 1001),
 ]
 
 

@@ -44,6 +44,7 @@ WHOLE_SECONDS = 30.0  # how often every worker is told its whole wish
 POLICY_VIOLATION = 1008
 TRY_AGAIN = 1013
 REVOKED = "its join token was revoked"
+UNKNOWN = "its name is another machine's now, or was forgotten"
 
 
 class AgentHub:
@@ -236,12 +237,15 @@ class AgentHub:
             await self._store_beats()
 
     async def _store_beats(self) -> None:
-        """Store the heartbeats that came, all in one transaction, and acknowledge them once they are durable."""
+        """Store the heartbeats that came, all in one transaction, and acknowledge them once they are durable.
+
+        Of a worker that is not known none is stored: its agent has to register again, and hears then whether it may.
+        """
         beats, self._beats[:] = list(self._beats), []
         if not beats:
             return
         try:
-            await self._store.record_heartbeats([_stored(beat, self._promised) for beat in beats])
+            known = await self._store.record_heartbeats([_stored(beat, self._promised) for beat in beats])
         except CloudAIError as error:
             # Not acknowledged: the agents' leases run on, and their next heartbeats try again.
             log.warning("heartbeats were not stored: %s", error)
@@ -250,7 +254,10 @@ class AgentHub:
             log.exception("heartbeats were not stored")
             return
         for beat in beats:
-            beat.session.send(HeartbeatAck(sent_at=beat.message.sent_at))
+            if (beat.session.worker_id, beat.session.identity) in known:
+                beat.session.send(HeartbeatAck(sent_at=beat.message.sent_at))
+            else:  # an acknowledgement would be a lease that nobody keeps
+                beat.session.end(UNKNOWN)
 
 
 def _other_protocol(text: str) -> Refused | None:

@@ -304,8 +304,12 @@ class Store(FacadeStore, Protocol):
         """
         ...
 
-    async def record_heartbeats(self, beats: Sequence[Heartbeat]) -> None:
-        """One transaction for all; appends a change only where `ready` or `problem` changed."""
+    async def record_heartbeats(self, beats: Sequence[Heartbeat]) -> set[tuple[str, str]]:
+        """One transaction for all; appends a change only where `ready` or `problem` changed.
+
+        Returns the `worker_id` and `identity` of those that are known; nothing is stored of others: their name is another
+        machine's, or was forgotten.
+        """
         ...
 
     async def report_run(self, report: RunReport) -> Run | None:

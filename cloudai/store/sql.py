@@ -296,8 +296,8 @@ class SqlStore:
     async def register_worker(self, worker: Worker, replaces: str | None = None) -> Worker:
         return await self._writer.write(worker_writes.register, worker_writes.Registration(worker, replaces))
 
-    async def record_heartbeats(self, beats: Sequence[Heartbeat]) -> None:
-        await self._writer.write(worker_writes.heartbeats, beats)
+    async def record_heartbeats(self, beats: Sequence[Heartbeat]) -> set[tuple[str, str]]:
+        return await self._writer.write(worker_writes.heartbeats, beats)
 
     async def report_run(self, report: RunReport) -> Run | None:
         rows.task_key(report.task_id)

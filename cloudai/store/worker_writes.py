@@ -58,8 +58,11 @@ def register(transaction: Transaction, registrations: Sequence[Registration]) ->
     return outcomes
 
 
-def heartbeats(transaction: Transaction, batches: Sequence[Sequence[Heartbeat]]) -> list[Exception | None]:
-    """Store signs of life; a change is noted only where a worker's readiness changed."""
+def heartbeats(
+    transaction: Transaction, batches: Sequence[Sequence[Heartbeat]]
+) -> list[set[tuple[str, str]] | Exception]:
+    """Store signs of life; a change is noted only where a worker's readiness changed. The outcomes are whose were stored."""
+    outcomes: list[set[tuple[str, str]] | Exception] = []
     for beats in batches:
         before = {
             (row[0], row[1]): (bool(row[2]), row[3])
@@ -83,7 +86,8 @@ def heartbeats(transaction: Transaction, batches: Sequence[Sequence[Heartbeat]])
             state = before.get((beat.worker_id, beat.identity))
             if state is not None and state != (beat.ready, beat.problem):
                 transaction.change(Kind.WORKER, beat.worker_id, "updated")
-    return [None] * len(batches)
+        outcomes.append(before.keys() & {(beat.worker_id, beat.identity) for beat in beats})
+    return outcomes
 
 
 def report(transaction: Transaction, reports: Sequence[RunReport]) -> list[Run | Exception | None]:

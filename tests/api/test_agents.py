@@ -351,6 +351,23 @@ async def test_a_heartbeat_is_acknowledged_once_it_is_stored(endpoint: Endpoint)
         assert (worker.cpu_usage, worker.last_heartbeat >= began) == (50.0, True)
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+async def test_whose_heartbeat_is_not_stored_has_to_register_again(endpoint: Endpoint, forgotten: bool) -> None:
+    async with endpoint.joined() as agent:
+        if forgotten:
+            assert await endpoint.store.delete_workers(before=1 << 50) == 1
+        else:
+            await endpoint.store.register_worker(replace(WORKER, identity="identity-2"), replaces="identity-1")
+        await agent.say(type="heartbeat", sent_at=1)
+        with pytest.raises(websockets.ConnectionClosed):
+            await agent.heard()  # no acknowledgement
+        assert await agent.closed() == (COME_AGAIN, "its name is another machine's now, or was forgotten")
+    if forgotten:
+        async with endpoint.joined() as agent:
+            await agent.say(type="heartbeat", sent_at=2)
+            assert await agent.heard() == {"type": "heartbeat_ack", "sent_at": 2}
+
+
 async def test_a_store_that_does_not_answer_sends_agents_away_for_now(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

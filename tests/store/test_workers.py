@@ -48,8 +48,19 @@ async def test_a_heartbeat_is_kept_and_only_readiness_is_a_change(store: Store) 
 
 async def test_a_heartbeat_of_another_machine_changes_nothing(store: Store) -> None:
     await store.register_worker(WORKER)
-    await store.record_heartbeats([replace(BEAT, identity="another"), replace(BEAT, worker_id="nobody")])
+    others = [replace(BEAT, identity="another"), replace(BEAT, worker_id="nobody")]
+    assert await store.record_heartbeats(others) == set()
     assert await store.get_workers() == {"worker-1": WORKER}
+
+
+async def test_whose_heartbeats_were_stored_is_told(store: Store) -> None:
+    await store.register_worker(WORKER)
+    await store.register_worker(replace(WORKER, worker_id="worker-2", identity="identity-2"))
+    taken = replace(BEAT, worker_id="worker-2")  # with the identity of worker-1
+    batches = [[BEAT], [BEAT, replace(taken, identity="identity-2")], [taken], []]
+    told = await asyncio.gather(*(store.record_heartbeats(beats) for beats in batches))
+    first, second = ("worker-1", "identity-1"), ("worker-2", "identity-2")
+    assert told == [{first}, {first, second}, set(), set()]
 
 
 async def test_what_a_worker_holds_is_the_sum_of_its_live_runs(store: Store) -> None:

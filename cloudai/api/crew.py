@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from cloudai.api.explain import Waiting, explain, explain_inactive, explain_no_controller, explain_wish
+from cloudai.api.explain import Waiting, after_the_last, explain_inactive, explain_no_controller, explain_wish
 from cloudai.api.fresh import Fresh
 from cloudai.api.lead import Lead
 from cloudai.clock import now_ms
@@ -67,12 +67,10 @@ class Crew:
 
     async def _of_queued(self, task: Task) -> Waiting:
         workers = await self._workers.get()
-        if task.message:
-            return explain(task, workers, self._now, self._heartbeat_ms)
         wish = task.spec.resources
         if (known := self._known.get(wish)) is None:
             known = self._known[wish] = explain_wish(wish, workers, self._now, self._heartbeat_ms)
-        return known
+        return Waiting(known.reason, after_the_last(task, known.message))
 
     async def _of_placed(self, task: Task) -> Waiting | None:
         inactive = (await self._inactive.get()).get(task.worker_id or "")

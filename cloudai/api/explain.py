@@ -19,13 +19,8 @@ class Waiting:
     message: str
 
 
-def explain(task: Task, workers: Sequence[WorkerState], now: int, heartbeat_ms: int) -> Waiting:
-    """What keeps `task` from its start. A task that waits for another attempt also says why the last one ended."""
-    waiting = explain_wish(task.spec.resources, workers, now, heartbeat_ms)
-    return Waiting(waiting.reason, _after_the_last(task, waiting.message))
-
-
 def explain_wish(wish: Resources, workers: Sequence[WorkerState], now: int, heartbeat_ms: int) -> Waiting:
+    """What keeps a queued task with this wish from its start."""
     active = [state for state in workers if state.worker.active(now, heartbeat_ms)]
     if not active:
         return Waiting(Reason.NO_WORKERS, _nobody(workers))
@@ -47,7 +42,7 @@ def explain_wish(wish: Resources, workers: Sequence[WorkerState], now: int, hear
 def explain_no_controller(task: Task, problem: str) -> Waiting:
     """`problem`: why nothing is decided about any task."""
     if task.status is TaskStatus.QUEUED:
-        then = _after_the_last(task, "The task starts once a controller is at work")
+        then = after_the_last(task, "The task starts once a controller is at work")
     elif task.cancel_requested:
         then = "The task is stopped, and its end told, once a controller is at work"
     else:
@@ -73,7 +68,7 @@ def explain_inactive(task: Task, worker: Worker, now: int, heartbeat_ms: int, le
     return Waiting(Reason.WORKER_INACTIVE, f"Worker {worker.worker_id} {heard}{problem}. {here}{later}")
 
 
-def _after_the_last(task: Task, words: str) -> str:
+def after_the_last(task: Task, words: str) -> str:
     """Behind what a queued task says of the end of its last attempt."""
     return f"{task.message} {words}" if task.message else words
 

@@ -1,4 +1,4 @@
-"""What is uncertain of a task over a store whose workers are none of ours: Kubernetes' nodes."""
+"""What is uncertain of a task over a store whose workers are none of ours: Kubernetes' nodes. What a look at ours costs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any, cast
 
 import pytest
 
+from cloudai.api import crew, explain
 from cloudai.api.crew import Crew
+from cloudai.api.explain import Waiting, explain_wish
 from cloudai.api.lead import Lead
 from cloudai.clock import now_ms
 from cloudai.resources import GIB, NOTHING, Reason, Resources, Task, TaskSpec, TaskStatus, Worker, WorkerState
 from cloudai.settings import Settings
 from cloudai.store.protocol import FacadeStore
+from cloudai.store.sql import SqlStore
 
 SPEC = TaskSpec(user_id="ann", image="busybox", command=None, resources=Resources(1000, GIB, 0, 0))
 QUEUED = Task(task_id="task-1", spec=SPEC, status=TaskStatus.QUEUED, created_at=1, version=1)
@@ -76,3 +79,22 @@ async def test_that_nobody_leads_is_told_unless_the_cluster_has_said_more() -> N
     assert found is not None
     assert found[0] is Reason.NO_CONTROLLER
     assert await told(nodes, replace(QUEUED, reason=Reason.UNSCHEDULABLE, message="no room"), "nobody leads") is None
+
+
+async def test_one_look_at_the_workers_tells_of_all_tasks_with_one_wish_also_of_those_that_wait_for_another_attempt(
+    store: SqlStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Resources] = []
+
+    def noting(wish: Resources, *arguments: Any) -> Waiting:
+        looks.append(wish)
+        return explain_wish(wish, *arguments)
+
+    for module in (crew, explain):
+        monkeypatch.setattr(module, "explain_wish", noting)
+    lost = [replace(QUEUED, attempt=1, message=f"Worker worker-{number} was lost.") for number in range(3)]
+    told = await Crew(store, Lead(store), settings).why([*lost, QUEUED])
+    assert looks == [SPEC.resources]
+    nobody = "No worker has joined: start an agent with `cloudai agent`."
+    before = [f"Worker worker-{number} was lost. " for number in range(3)]
+    assert told == [Waiting(Reason.NO_WORKERS, f"{words}{nobody}") for words in [*before, ""]]

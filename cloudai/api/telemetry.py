@@ -44,11 +44,14 @@ class _Client:
         self.messages: asyncio.Queue[Sequence[str]] = asyncio.Queue(BACKLOG)
         self.dropped = asyncio.Event()
 
-    async def send_to(self, websocket: WebSocket) -> None:
+    async def send_to(self, websocket: WebSocket, first: Sequence[str]) -> None:
+        """Send `first`, then for ever what comes."""
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+            messages = first
             while True:
-                for message in await self.messages.get():
+                for message in messages:
                     await websocket.send_text(message)
+                messages = await self.messages.get()
 
 
 class Telemetry:
@@ -84,12 +87,12 @@ class Telemetry:
 
     async def _serve(self, websocket: WebSocket) -> None:
         client = _Client()
-        with contextlib.suppress(CloudAIError):  # the next periodic message comes when the store answers again
-            client.messages.put_nowait([await self._update()])
-        waits = [
-            asyncio.ensure_future(part) for part in (client.send_to(websocket), _left(websocket), client.dropped.wait())
-        ]
-        with self._listed(client):
+        with self._listed(client):  # before the first message is read: what happens meanwhile is told after it
+            first: list[str] = []
+            with contextlib.suppress(CloudAIError):  # the next periodic message comes when the store answers again
+                first.append(await self._update())
+            parts = (client.send_to(websocket, first), _left(websocket), client.dropped.wait())
+            waits = [asyncio.ensure_future(part) for part in parts]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:

@@ -17,12 +17,12 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from cloudai.api import telemetry
-from cloudai.resources import WorkerState
+from cloudai.resources import TaskStatus, WorkerState
 from cloudai.settings import Settings
-from cloudai.store.protocol import Heartbeat
+from cloudai.store.protocol import Heartbeat, TaskPage, TaskQuery
 from cloudai.store.sql import SqlStore
 from tests.api.conftest import PATIENCE, STARTLESS, TOO_LARGE, Facade, Server, serving
-from tests.store.values import WORKER, finished
+from tests.store.values import WORKER, finish, finished, placed
 
 
 def url(server: Server | Facade) -> str:
@@ -148,6 +148,35 @@ async def test_of_tasks_is_told_without_a_look_at_the_workers(
         for number in range(20):
             await store.register_worker(replace(WORKER, worker_id=f"worker-{number}", last_heartbeat=at))
         await told(socket, "worker_registered", worker_id="worker-19")
+
+
+async def test_what_happens_while_the_first_message_is_read_is_told_after_it(
+    store: SqlStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, run = await placed(store)
+    list_tasks = store.list_tasks
+    async with (
+        serving(store, settings.model_copy(update={"telemetry_seconds": 3600})) as server,
+        websockets.connect(url(server), proxy=None) as one,
+    ):
+        await told(one, "telemetry_update")
+
+        async def late(query: TaskQuery) -> TaskPage:
+            """The answer is out of date when it comes."""
+            page = await list_tasks(query)
+            if query.status is TaskStatus.PENDING:
+                await finish(store, task, run, at=5000)
+                await told(one, "task_completed", task_id=task.task_id)
+            return page
+
+        monkeypatch.setattr(store, "list_tasks", late)
+        async with websockets.connect(url(server), proxy=None) as other, asyncio.timeout(PATIENCE):
+            first = json.loads(await other.recv())
+            assert first["type"] == "telemetry_update"
+            assert [(shown["task_id"], shown["status"]) for shown in first["data"]["tasks"]] == [
+                (task.task_id, "pending")
+            ]
+            await told(other, "task_completed", task_id=task.task_id)
 
 
 async def test_five_connections_an_address(store: SqlStore, tmp_path: Path) -> None:

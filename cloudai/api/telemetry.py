@@ -150,6 +150,7 @@ class Telemetry:
         due = loop.time() + interval
         looked = float("-inf")
         self._active = None
+        self._changed = {}  # noted for clients that have all left
         with self._changes.listening(self._note):
             while True:
                 self._wake.clear()
@@ -192,7 +193,11 @@ class Telemetry:
     async def _tell_of_tasks(self) -> None:
         changed, self._changed = self._changed, {}
         if changed:
-            tasks = await self._store.get_tasks(sorted(set(changed.values())))
+            try:
+                tasks = await self._store.get_tasks(sorted(set(changed.values())))
+            except Exception:
+                self._changed = changed | self._changed  # to be told once the store answers again
+                raise
             self._publish([_event(what.removeprefix(key), tasks[key]) for what, key in changed.items() if key in tasks])
 
     async def _tell_of_workers(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from cloudai.api import telemetry
-from cloudai.resources import TaskStatus, WorkerState
+from cloudai.errors import unavailable
+from cloudai.resources import Task, TaskStatus, WorkerState
 from cloudai.settings import Settings
 from cloudai.store.protocol import Heartbeat, TaskPage, TaskQuery
 from cloudai.store.sql import SqlStore
@@ -177,6 +178,52 @@ async def test_what_happens_while_the_first_message_is_read_is_told_after_it(
                 (task.task_id, "pending")
             ]
             await told(other, "task_completed", task_id=task.task_id)
+
+
+@pytest.mark.parametrize("fault", [unavailable("the disk is full"), RuntimeError("a fault")], ids=["away", "fault"])
+async def test_what_happened_is_told_though_the_store_fails_when_it_is_first_asked(
+    store: SqlStore, server: Server, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    faults = [fault]
+    get_tasks = store.get_tasks
+
+    async def failing(task_ids: Sequence[str]) -> dict[str, Task]:
+        if faults:
+            raise faults.pop()
+        return await get_tasks(task_ids)
+
+    async with websockets.connect(url(server), proxy=None) as socket:
+        await told(socket, "telemetry_update")
+        monkeypatch.setattr(store, "get_tasks", failing)
+        task = await finished(store)
+        for kind in ("task_started", "task_completed"):
+            await told(socket, kind, task_id=task.task_id)
+    assert not faults
+
+
+async def test_what_nobody_could_be_told_is_not_told_to_those_who_come_later(
+    store: SqlStore, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def failing(_: Sequence[str]) -> dict[str, Task]:
+        asked.set()
+        raise unavailable("the disk is full")
+
+    with monkeypatch.context() as away:
+        async with websockets.connect(url(server), proxy=None) as socket, asyncio.timeout(PATIENCE):
+            await told(socket, "telemetry_update")
+            away.setattr(store, "get_tasks", failing)
+            before = await finished(store)
+            await asked.wait()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as api, asyncio.timeout(PATIENCE):
+            while "cloudai_telemetry_clients 0.0" not in (await api.get("/metrics")).text:
+                pass
+    async with websockets.connect(url(server), proxy=None) as socket:
+        await told(socket, "telemetry_update")
+        task = await finished(store)
+        started = await told(socket, "task_started")
+        assert started["task_id"] == task.task_id != before.task_id
 
 
 async def test_five_connections_an_address(store: SqlStore, tmp_path: Path) -> None:

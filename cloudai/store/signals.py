@@ -37,6 +37,7 @@ class Signals:
         self._recent: deque[Change] = deque(maxlen=KEPT)
         self.others = 0  # how often another process may have written
         self.looked = -1  # `others` before the database was last asked for everything
+        self.told = 0  # how often those who wait for any change were woken
         self._any: set[asyncio.Future[None]] = set()
         self._logs: dict[str, set[asyncio.Future[None]]] = {}
 
@@ -44,7 +45,7 @@ class Signals:
         """This process committed these changes, and bytes to the logs of these tasks."""
         if changes:
             self.learned(changes)
-            _wake(self._any)
+            self._tell()
         self.logged(task_ids)
 
     def logged(self, task_ids: Iterable[str]) -> None:
@@ -70,7 +71,11 @@ class Signals:
         """
         if revision is None or not self._recent or self._recent[-1].revision != revision:
             self.others += 1
-            _wake(self._any)
+            self._tell()
+
+    def _tell(self) -> None:
+        self.told += 1
+        _wake(self._any)
 
     def after(self, revision: int) -> list[Change] | None:
         """What is known to have changed after `revision`; None where memory does not reach back to it."""
@@ -80,9 +85,9 @@ class Signals:
         skip = revision + 1 - recent[0].revision
         return [recent[index] for index in range(skip, len(recent))]
 
-    async def change(self, timeout: float) -> bool:
-        """Wait until something changed, at most `timeout` seconds; False when the time was over."""
-        return await _wait(self._any, timeout)
+    async def change(self, told: int, timeout: float) -> bool:
+        """Wait until something changed since `told` was read, at most `timeout` seconds; False when the time was over."""
+        return self.told != told or await _wait(self._any, timeout)
 
     async def log(self, task_id: str, timeout: float) -> None:
         """Wait until a task or its log may have changed, at most `timeout` seconds."""

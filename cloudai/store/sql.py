@@ -219,12 +219,13 @@ class SqlStore:
     async def watch(self, since: int | None = None) -> AsyncIterator[Sequence[Change]]:
         revision = await self._read(reading.revision) if since is None else since
         while True:
+            told = self._signals.told  # before it looks: what comes meanwhile is a reason to look again
             known = self._signals.after(revision)
             batch = known or await self._look(revision, known=known is not None)
             if batch:
                 revision = batch[-1].revision
                 yield batch
-            elif not await self._signals.change(REPAIR_SECONDS):
+            elif not await self._signals.change(told, REPAIR_SECONDS):
                 self._signals.foreign()  # a signal may have been lost
 
     async def _look(self, revision: int, *, known: bool) -> Sequence[Change]:

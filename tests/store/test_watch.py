@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import pytest
 
+from cloudai.store import reading, sql
 from cloudai.store.protocol import Change, Kind, Pruned, Store
 from cloudai.store.sql import open_store
 from cloudai.store.upkeep import CHANGES
@@ -45,6 +47,30 @@ async def test_a_watcher_from_now_sees_what_comes(store: Store) -> None:
     while not first.done():  # "now" is some time after the watch was asked for
         await store.register_worker(WORKER)
     assert {(change.kind, change.key) for change in await first} == {(Kind.WORKER, "worker-1")}
+
+
+@pytest.mark.parametrize("writers", [["here"], ["there", "here"]], ids=["own", "after another's"])
+async def test_what_is_committed_while_a_watcher_looks_is_told_at_once(
+    url: str, monkeypatch: pytest.MonkeyPatch, writers: list[str]
+) -> None:
+    monkeypatch.setattr(sql, "REPAIR_SECONDS", 3600)
+    stores = {name: await open_store(url) for name in ("here", "there")}
+    read = stores["here"]._read
+    written: list[str] = []
+
+    async def late(query: Callable[..., Any], *arguments: Any) -> Any:
+        """The answer is out of date when it comes."""
+        found = await read(query, *arguments)
+        while query is reading.changes and len(written) < len(writers):
+            written.append((await stores[writers[len(written)]].create_task(SPEC)).task_id)
+        return found
+
+    monkeypatch.setattr(stores["here"], "_read", late)
+    monkeypatch.setattr(stores["here"], "_nearby", lambda *_: None)  # which takes no time
+    found = await seen(stores["here"].watch(0), len(writers))
+    assert [change.key for change in found] == written
+    for store in stores.values():
+        await store.close()
 
 
 async def test_who_asks_for_what_was_pruned_must_list_again(store: Store) -> None:

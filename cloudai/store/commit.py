@@ -98,10 +98,6 @@ def _check_run(before: tuple[int, str, str] | None, run: Run) -> None:
         raise ValueError(f"{run.run_id}: {before[1]} may not become {run.phase.value}")
 
 
-def update_tasks(transaction: Transaction, changes: Sequence[tuple[Task, Task]]) -> None:
-    write_tasks(transaction, [(before.status.value, after) for before, after in changes])
-
-
 def write_tasks(transaction: Transaction, changes: Sequence[tuple[str, Task]]) -> None:
     """Store tasks whose status was the one given, with their totals and changes. ValueError for a forbidden transition."""
     for before, task in changes:

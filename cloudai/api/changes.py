@@ -35,7 +35,7 @@ class Changes:
             try:
                 async for batch in self._store.watch(since):
                     self._tell(batch)
-                    since = batch[-1].revision if batch else since
+                    since = batch[-1].revision
             except Pruned:
                 since = None
             except CloudAIError as error:

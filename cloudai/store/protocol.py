@@ -225,7 +225,7 @@ class FacadeStore(TaskStore, Protocol):
         ...
 
     def watch(self, since: int | None = None) -> AsyncIterator[Sequence[Change]]:
-        """Batches of changes after revision `since` (None: from now on), in order, without gaps, for ever.
+        """Batches of changes after revision `since` (None: from now on), none of them empty, in order, without gaps, for ever.
 
         Raises Pruned when `since` is not in the log any more.
         """

@@ -60,7 +60,8 @@ class TaskLogs:
         task = await self._store.get_task(task_id)
         attempt = query.attempt or task.attempt or None
         if attempt is None:
-            return _Stream(self._from_placement(task_id, query), None)
+            nothing = LogSlice(b"", query.offset, 0, False)
+            return _Stream(self._from_placement(task_id, query), nothing)
         first = await self._first(task_id, attempt, query)
         return _Stream(self._follow(task_id, attempt, query.limit, first), first)
 
@@ -119,20 +120,17 @@ class _Stream(Response):
 
     place: contextlib.AsyncExitStack | None = None
 
-    def __init__(self, pieces: AsyncIterator[bytes], first: LogSlice | None, length: int | None = None) -> None:
+    def __init__(self, pieces: AsyncIterator[bytes], first: LogSlice, length: int | None = None) -> None:
         self.status_code = 200
         self._pieces = pieces
         self._head: list[tuple[bytes, bytes]] = [
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"x-content-type-options", b"nosniff"),  # a task's output is never a page
             (b"cache-control", b"no-store"),
+            (b"x-log-offset", b"%d" % first.offset),
+            (b"x-log-end", b"%d" % first.end),
+            (b"x-log-complete", b"true" if first.complete else b"false"),
         ]
-        if first is not None:
-            self._head += [
-                (b"x-log-offset", b"%d" % first.offset),
-                (b"x-log-end", b"%d" % first.end),
-                (b"x-log-complete", b"true" if first.complete else b"false"),
-            ]
         if length is not None:
             self._head.append((b"content-length", b"%d" % length))
 

@@ -83,6 +83,8 @@ async def test_a_follower_reads_to_the_end(shared_facade: Facade) -> None:
 async def test_following_a_task_that_never_starts_ends_with_it(shared_facade: Facade) -> None:
     task_id = await shared_facade.submit(**TOO_LARGE)
     async with shared_facade.http.stream("GET", f"/api/tasks/{task_id}/logs?follow=true") as answer:
+        told = [answer.headers[f"x-log-{name}"] for name in ("offset", "end", "complete")]
+        assert told == ["0", "0", "false"]  # as of every log
         await shared_facade.http.post(f"/api/tasks/{task_id}/cancel")
         assert await answer.aread() == b""
 

@@ -240,6 +240,17 @@ def test_who_waits_is_answered_when_the_api_stops(data_dir: Path) -> None:
     assert "Traceback" not in running.errors.read_text()
 
 
+def test_a_followed_log_holds_up_no_stop_and_is_broken_off_in_silence(data_dir: Path) -> None:
+    running = Up(data_dir, "--no-agent")
+    task_id = running.submit("true")
+    with httpx.stream("GET", f"{running.url}/api/tasks/{task_id}/logs?follow=true", timeout=PATIENCE) as answer:
+        running.stop()
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+            answer.read()
+    errors = running.errors.read_text()
+    assert not [words for words in ("Traceback", "graceful", "ASGI") if words in errors], errors
+
+
 def test_a_second_ctrl_c_ends_it_at_once_and_without_a_traceback(data_dir: Path) -> None:
     running = Up(data_dir)
     host, port = running.url.removeprefix("http://").split(":")

@@ -27,7 +27,7 @@ class Changes:
         self._store = store
         self._listeners: set[Listener] = set()
         self._awaited: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self.ended = False  # nobody is to wait any more: the API stops
+        self.ended = asyncio.Event()  # nobody is to wait any more: the API stops
 
     async def run(self) -> None:
         since: int | None = None
@@ -58,7 +58,7 @@ class Changes:
 
     def end(self) -> None:
         """Let go of all who wait for a change."""
-        self.ended = True
+        self.ended.set()
         for events in self._awaited.values():
             for event in events:
                 event.set()

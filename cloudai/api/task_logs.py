@@ -1,7 +1,7 @@
 """`GET /api/tasks/{task_id}/logs`: the bytes of one attempt, from an offset, whole or followed to their end.
 
 Bytes go out in pieces as the store gives them, so a log of any size costs a piece of memory. A client that goes away ends
-it; a failure in the midst breaks the connection, and the client takes up again at the byte it has.
+it; a failure in the midst, or the API's own stop, breaks the connection, and the client takes up again at the byte it has.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -49,7 +50,7 @@ class TaskLogs:
         if query.follow:
             return _Stream(self._follow(task_id, query.attempt, query.limit, first), first)
         stop = first.end if query.limit is None else min(first.end, query.offset + query.limit)
-        return _Stream(self._stored(task_id, query.attempt, first, stop), first, max(stop - first.offset, 0))
+        return _Stream(self._stored(task_id, query.attempt, first, stop), first, length=max(stop - first.offset, 0))
 
     async def _first(self, task_id: str, attempt: int | None, query: LogQuery) -> LogSlice:
         piece = PIECE if query.limit is None else min(query.limit, PIECE)
@@ -61,9 +62,9 @@ class TaskLogs:
         attempt = query.attempt or task.attempt or None
         if attempt is None:
             nothing = LogSlice(b"", query.offset, 0, False)
-            return _Stream(self._from_placement(task_id, query), nothing)
+            return _Stream(self._from_placement(task_id, query), nothing, broken=self._changes.ended)
         first = await self._first(task_id, attempt, query)
-        return _Stream(self._follow(task_id, attempt, query.limit, first), first)
+        return _Stream(self._follow(task_id, attempt, query.limit, first), first, broken=self._changes.ended)
 
     async def _stored(self, task_id: str, attempt: int | None, first: LogSlice, stop: int) -> AsyncIterator[bytes]:
         """What was stored when the first piece was read, up to byte `stop`."""
@@ -115,14 +116,23 @@ class TaskLogs:
 class _Stream(Response):
     """Sends `pieces` until they end or the client goes away. `length`: how many bytes they have, where that is known.
 
-    `place` is given back then.
+    `broken`: once it is set they are broken off, without what would tell the client that they are whole. `place` is given
+    back at the end.
     """
 
     place: contextlib.AsyncExitStack | None = None
 
-    def __init__(self, pieces: AsyncIterator[bytes], first: LogSlice, length: int | None = None) -> None:
+    def __init__(
+        self,
+        pieces: AsyncIterator[bytes],
+        first: LogSlice,
+        *,
+        length: int | None = None,
+        broken: asyncio.Event | None = None,
+    ) -> None:
         self.status_code = 200
         self._pieces = pieces
+        self._broken = broken
         self._head: list[tuple[bytes, bytes]] = [
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"x-content-type-options", b"nosniff"),  # a task's output is never a page
@@ -136,15 +146,17 @@ class _Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send, scope["method"] != "HEAD"))
-        leaving = asyncio.ensure_future(_gone(receive))
+        ends: list[asyncio.Future[Any]] = [asyncio.ensure_future(_gone(receive))]
+        if self._broken is not None:
+            ends.append(asyncio.ensure_future(self._broken.wait()))
         try:
-            await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([sending, *ends], return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
         finally:
-            sending.cancel()
-            leaving.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            for part in (sending, *ends):
+                part.cancel()
+            await asyncio.gather(sending, *ends, return_exceptions=True)
             if self.place is not None:
                 await self.place.aclose()
 

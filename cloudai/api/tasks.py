@@ -83,7 +83,7 @@ class Tasks:
                 task = await self._store.get_task(task_id)
                 left = deadline - asyncio.get_running_loop().time()
                 news = task.status.terminal or query.version not in (None, task.version)
-                if news or left <= 0 or self._changes.ended:
+                if news or left <= 0 or self._changes.ended.is_set():
                     return task
                 try:
                     async with asyncio.timeout(min(left, REPAIR)):

@@ -23,8 +23,9 @@ _CHATTY = (
 )
 
 
-# uvicorn says this of a handshake that was answered with an HTTP error, too; all of ours are answered.
-_ANSWERED = "ASGI callable returned without completing handshake."
+# uvicorn says these of a handshake that was answered with an HTTP error, too, and of a followed log that is broken off
+# because the API stops. Nothing else of ours ends so.
+_ANSWERED = tuple(f"ASGI callable returned without completing {what}." for what in ("handshake", "response"))
 _USUAL = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -53,6 +54,6 @@ def set_up(settings: Settings) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn.error").addFilter(lambda record: record.getMessage() != _ANSWERED)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.getMessage() not in _ANSWERED)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

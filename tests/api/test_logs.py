@@ -12,7 +12,7 @@ from cloudai.api import app
 from cloudai.settings import Settings
 from cloudai.store.sql import SqlStore
 from tests.api.conftest import OBEDIENT, PATIENCE, TOO_LARGE, Facade, client_of, error_of, serving
-from tests.store.values import SPEC
+from tests.store.values import SPEC, WORKER, placed
 
 LINES = b"first\nsecond \xff\x00 bytes\n"
 MANY = bytes(range(256)) * 64 + b"\n"
@@ -98,6 +98,22 @@ async def test_a_follower_that_leaves_is_let_go(shared_facade: Facade) -> None:
     async with asyncio.timeout(30):
         while any("_Stream" in str(task.get_coro()) for task in asyncio.all_tasks() - before):  # noqa: ASYNC110
             await asyncio.sleep(0)
+
+
+async def test_a_followed_log_breaks_off_when_the_api_stops_and_does_not_read_as_whole(
+    store: SqlStore, settings: Settings
+) -> None:
+    await store.register_worker(WORKER)
+    for task in (await store.create_task(SPEC), (await placed(store))[0]):
+        async with (
+            serving(store, settings) as server,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE) as api,
+            api.stream("GET", f"/api/tasks/{task.task_id}/logs?follow=true") as answer,
+        ):
+            assert isinstance(server.config.app, app.Facade)
+            server.config.app.end_waits()
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+                await answer.aread()
 
 
 @pytest.mark.parametrize("query", ["offset=-1", "limit=0", "follow=yes", "attempt=0", "from=1"])

@@ -91,12 +91,17 @@ async def test_following_a_task_that_never_starts_ends_with_it(shared_facade: Fa
 
 async def test_a_follower_that_leaves_is_let_go(shared_facade: Facade) -> None:
     before = asyncio.all_tasks()
+
+    def sending() -> bool:
+        return any("_Stream._send" in str(task.get_coro()) for task in asyncio.all_tasks() - before)
+
     task_id = await shared_facade.submit(**OBEDIENT)
     await shared_facade.world.place(task_id)
     async with shared_facade.http.stream("GET", f"/api/tasks/{task_id}/logs?follow=true") as answer:
         assert answer.status_code == 200
+        assert sending()
     async with asyncio.timeout(30):
-        while any("_Stream" in str(task.get_coro()) for task in asyncio.all_tasks() - before):  # noqa: ASYNC110
+        while sending():  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from cloudai.cli.follow import follow
 from cloudai.cli.place import listen, url_of
 from cloudai.cli.serving import api_part
-from cloudai.client import Client
+from cloudai.cli.session import Session
+from cloudai.client import WAIT_SECONDS, Client, Document
 from cloudai.errors import CloudAIError, Code
 from cloudai.resources import GIB, Resources, Run, RunPhase, Task, TaskSpec, TaskStatus, Worker
 from cloudai.settings import load
@@ -188,6 +190,29 @@ async def test_a_changed_task_is_told_at_once(pair: tuple[Store, Client]) -> Non
     await store.cancel_task(task.task_id)
     async with asyncio.timeout(20):
         assert (await waiting)["status"] == "cancelled"
+
+
+class Asking(Client):
+    """`patience`: for how long it asked for a change, once it has."""
+
+    patience: asyncio.Future[int]
+
+    async def changed_task(self, task: Document, seconds: int = WAIT_SECONDS) -> Document:
+        if not self.patience.done():
+            self.patience.set_result(seconds)
+        return await super().changed_task(task, seconds)
+
+
+async def test_following_a_placed_task_without_its_log_asks_for_as_long_as_any_client(tmp_path: Path) -> None:
+    async with served(tmp_path) as (store, url), Asking(url) as client:
+        client.patience = asyncio.Future()
+        task = await client.create_task(SPEC)
+        await placed(store, task)
+        following = asyncio.ensure_future(follow(Session(client, json=True), task.task_id))
+        async with asyncio.timeout(30):
+            assert await client.patience == WAIT_SECONDS
+            await store.commit([[replace(await store.get_task(task.task_id), status=TaskStatus.FAILED)]])
+            assert (await following)["status"] == "failed"
 
 
 async def test_a_limited_client_waits_and_goes_on(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ async def follow(session: Session, task_id: str) -> Task:
     """
     shown = 0
     said = ""
-    patience = 1  # a task that starts at once needs no words about its waiting
     task = await session.client.task(task_id)
     while True:
         if task["attempt"] > shown and not session.json:
@@ -41,11 +40,12 @@ async def follow(session: Session, task_id: str) -> Task:
                 click.echo(err=True)  # what is said next has a line of its own
         elif ended(task):
             return task
+        # A task that starts at once needs no words about its waiting.
+        patience = 1 if task["status"] == TaskStatus.QUEUED and said == "" else WAIT_SECONDS
         before, task = task, await session.client.changed_task(task, patience)
         if task["status"] == TaskStatus.QUEUED and task["version"] == before["version"] and task["message"] != said:
             said = task["message"]
             click.echo(f"{task_id} waits: {said}", err=True)
-            patience = WAIT_SECONDS
 
 
 def write(data: bytes) -> None:

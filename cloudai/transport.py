@@ -19,7 +19,7 @@ from cloudai.errors import CloudAIError, Code
 from cloudai.keepalive import KEEPALIVE
 
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 60.0  # longer than any answer the server holds back on purpose
+ANSWER_SECONDS = 75.0  # longer than any answer the server holds back on purpose: 60 s, and what it takes to answer then
 RETURN_SECONDS = 60.0  # how long a server that has answered before may be away
 BUSY_SECONDS = 10.0  # how long a server may answer 503
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from cloudai.api.openapi import document
 from cloudai.cli.place import listen
 from cloudai.errors import CloudAIError, Code
 from cloudai.settings import Settings
-from cloudai.transport import Transport, Unreachable
+from cloudai.transport import ANSWER_SECONDS, Transport, Unreachable
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"
@@ -99,6 +100,12 @@ async def test_a_server_that_is_not_ready_is_asked_again() -> None:
     async with server(*answers) as script, Transport(script.url, notices.append) as transport:
         await transport.request("GET", "/api/tasks")
     assert "database is locked" in notices[0]
+
+
+def test_the_client_is_more_patient_than_the_longest_wait_it_may_ask_for() -> None:
+    parameters = document()["paths"]["/api/tasks/{task_id}"]["get"]["parameters"]
+    [longest] = [one["schema"]["maximum"] for one in parameters if one["name"] == "wait_seconds"]
+    assert longest + 10 < ANSWER_SECONDS
 
 
 async def test_a_server_that_never_answered_is_given_up_at_once() -> None:

@@ -65,9 +65,10 @@ def test_a_taken_port_is_refused() -> None:
         listen(load({"port": taken.getsockname()[1]}))
 
 
-def test_a_host_that_is_none_is_refused() -> None:
+@pytest.mark.parametrize("host", ["no host", "a..b", "a" * 64])
+def test_a_host_that_is_none_is_refused(host: str) -> None:
     with pytest.raises(StartRefused, match="--host"):
-        listen(load({"host": "no host", "port": 0}))
+        listen(load({"host": host, "port": 0}))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,10 @@ def listen(settings: Settings) -> socket.socket:
         )[0]
     except OSError as error:
         raise StartRefused(f"cannot listen on {settings.host}: {error.strerror}; choose another with --host") from None
+    except UnicodeError:  # for a..b or a label of 64 letters no resolver is even asked
+        raise StartRefused(
+            f"cannot listen on {settings.host}: no host has such a name; choose another with --host"
+        ) from None
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -64,10 +64,11 @@ class Client(Transport):
     async def log(self, task_id: str, attempt: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
         """The log of an attempt (None: the latest) as it is now, or followed until the attempt has ended.
 
-        A broken connection is taken up again at the byte where it broke.
+        A broken connection is taken up again at the byte where it broke; at once, unless it brought none.
         """
         offset = 0
         while True:
+            before = offset
             query = log_query(attempt, offset) | ({"follow": "true"} if follow else {})
             try:
                 async with self.stream(f"{task_path(task_id)}/logs", query) as answer:
@@ -77,8 +78,10 @@ class Client(Transport):
                         offset += len(data)
                         yield data
                 return
-            except httpx.TransportError:
-                continue  # the next request waits for the server, or raises Unreachable
+            except httpx.TransportError:  # the next request waits for the server, or raises Unreachable
+                if offset == before:
+                    self._notice(f"The log from {self.server} breaks off; trying again")
+                    await asyncio.sleep(1)
 
     # -- the store
 

@@ -15,6 +15,7 @@ import pytest
 
 from cloudai.api.openapi import document
 from cloudai.cli.place import listen
+from cloudai.client import Client
 from cloudai.errors import CloudAIError, Code
 from cloudai.settings import Settings
 from cloudai.transport import ANSWER_SECONDS, Transport, Unreachable
@@ -92,6 +93,15 @@ async def test_a_submit_with_a_key_is_repeated_with_the_same_key() -> None:
         await transport.request("GET", "/healthz")
         await transport.request("POST", "/api/tasks", body={}, headers={"Idempotency-Key": "k"})
     assert [("idempotency-key: k" in head.lower()) for head in script.requests] == [False, True, True]
+
+
+async def test_a_log_that_breaks_off_is_taken_up_and_where_nothing_of_it_comes_that_is_told_and_waited_for() -> None:
+    notices: list[str] = []
+    head = b"HTTP/1.1 200 OK\r\nX-Log-End: 2\r\nContent-Length: 2\r\n\r\n"
+    async with server(head + b"a", head, head, head + b"bc") as script, Client(script.url, notices.append) as client:
+        assert b"".join([data async for data in client.log("task-1", 1)]) == b"abc"
+    assert notices == [f"The log from {script.url} breaks off; trying again"] * 2
+    assert ["offset=1" in head for head in script.requests] == [False, True, True, True]
 
 
 async def test_a_server_that_is_not_ready_is_asked_again() -> None:

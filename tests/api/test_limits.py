@@ -1,20 +1,26 @@
-"""Rate limits, and who may call at all."""
+"""Rate limits, who may call at all, and what may come before a request's body."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import redis
+import websockets
 
 from cloudai.api.clients import Clients
 from cloudai.api.ratelimit import SWEPT, Memory, RateLimit, counter
+from cloudai.cli import malformed
+from cloudai.cli.malformed import MAX_HEAD
 from cloudai.errors import CloudAIError
 from cloudai.settings import Settings
 from cloudai.store.sql import SqlStore
-from tests.api.conftest import BODY, client_of, error_of
+from tests.api.conftest import BODY, PATIENCE, client_of, error_of
+from tests.test_client import SPEC, placed, served
 
 
 def limited(tmp_path: Path, **fields: Any) -> Settings:
@@ -176,3 +182,92 @@ async def test_a_page_of_an_allowed_name_may_whatever_the_server_is_bound_to(sto
 
 async def test_a_page_of_this_server_may(api: httpx.AsyncClient) -> None:
     assert (await api.get("/api/tasks", headers={"Origin": "http://localhost"})).status_code == 200
+
+
+# ---- what comes before a body
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def connected(url: str) -> Connection:
+    return await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+
+
+async def status(reader: asyncio.StreamReader) -> int:
+    """Of the next answer, which is read whole."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+    await reader.readexactly(int(head.partition("content-length: ")[2].partition("\r\n")[0]))
+    return int(head.split()[1])
+
+
+async def test_a_head_has_at_most_64_kib(tmp_path: Path) -> None:
+    room = MAX_HEAD - len(GET + b"X: \r\n\r\n")
+    async with served(tmp_path) as (_, url), asyncio.timeout(PATIENCE):
+        reader, writer = await connected(url)
+        for cut in (MAX_HEAD, 1000, 0):
+            head = GET + b"X: " + b"a" * room + b"\r\n\r\n"
+            writer.write(head[:cut])
+            await writer.drain()
+            writer.write(head[cut:])
+            assert await status(reader) == 200
+        writer.write(GET + b"X: a" + b"a" * room + b"\r\n\r\n")
+        answer, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    error = json.loads(body)["error"]
+    assert (error["code"], error["details"]["field"]) == ("INVALID_REQUEST", "request")
+    assert "65536 bytes before its body" in error["details"]["reason"]
+
+
+async def test_a_head_that_never_ends_is_ended(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, url), asyncio.timeout(PATIENCE):
+        reader, writer = await connected(url)
+        try:
+            writer.write(GET + b"X: " + b"a" * 2**20)
+            await writer.drain()
+            assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        except ConnectionError:
+            pass  # it was ended before all of it had come
+        writer.close()
+
+
+async def test_a_long_body_is_no_part_of_the_next_head(tmp_path: Path) -> None:
+    body = b" " * 10 * MAX_HEAD + json.dumps(BODY).encode()
+    head = "POST /api/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    async with served(tmp_path) as (_, url), asyncio.timeout(PATIENCE):
+        reader, writer = await connected(url)
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body + GET)
+        assert await status(reader) == 200
+        writer.write(b"\r\n")
+        assert await status(reader) == 200
+        writer.close()
+
+
+async def test_a_connection_without_a_whole_head_is_ended_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(malformed, "HEAD_SECONDS", 1.0)
+    async with served(tmp_path) as (store, url), asyncio.timeout(PATIENCE):
+        task = await store.create_task(SPEC)
+        await placed(store, task)
+        reader, writer = await connected(url)
+        writer.write(GET + b"\r\n")
+        assert await status(reader) == 200
+        async with (
+            httpx.AsyncClient(base_url=url) as api,
+            api.stream("GET", f"/api/tasks/{task.task_id}/logs?follow=true") as log,
+            websockets.connect(f"{url.replace('http', 'ws')}/ws/telemetry", proxy=None) as telemetry,
+        ):
+            # Begun after the others: what ends these would have ended those.
+            (silent, nothing), (cut, unfinished) = await connected(url), await connected(url)
+            unfinished.write(GET)
+            assert (await silent.read(), await cut.read()) == (b"", b"")
+            nothing.close()
+            unfinished.close()
+            await store.append_log(f"{task.task_id}-1", 0, b"one")
+            assert await anext(log.aiter_raw()) == b"one"
+            await telemetry.ping()
+            writer.write(GET + b"\r\n")
+            assert await status(reader) == 200
+            writer.close()

@@ -338,7 +338,9 @@ def _refusal(path: str, status: int, document: Json) -> ApiError:
 
 def as_unavailable(error: ApiError) -> CloudAIError:
     """For whoever has no other answer to a refusal."""
-    return unavailable(error.message if isinstance(error, NoResource) else f"the Kubernetes API says {error}")
+    return unavailable(
+        error.message if isinstance(error, NoResource | NoNamespace) else f"the Kubernetes API says {error}"
+    )
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:

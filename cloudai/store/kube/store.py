@@ -110,8 +110,10 @@ class KubernetesStore:
         """The namespace's: another one of the same name has other tasks."""
         try:
             found = await self._api.get(f"/api/v1/namespaces/{self._namespace}")
-        except NoNamespace as error:
-            raise NoCluster(error.message) from None
+        except ApiError as error:
+            if error.status == 404:
+                raise NoCluster(NoNamespace(self._namespace).message) from None
+            raise
         return str(found["metadata"]["uid"])
 
     async def _knows_tasks(self) -> None:

@@ -22,6 +22,7 @@ EVERYTHING = (
     *("--api-versions", "monitoring.coreos.com/v1", "--set", "api.ingress.enabled=true,api.ingress.host=a.example"),
     *("--set", "api.gatewayRoute.enabled=true,api.gatewayRoute.parent=gate,api.gatewayRoute.parentNamespace=gates"),
     *("--set", "api.gatewayRoute.host=a.example", "--set", "tasks.quota.pods=5"),
+    *("--set", r"tasks.quota.requests\.hugepages-2Mi=4Mi", "--set", r"tasks.quota.requests\.nvidia\.com/gpu=2"),
 )
 Json = dict[str, Any]
 
@@ -124,6 +125,7 @@ def test_it_passes_helms_own_look(helm: Path) -> None:
         ("operator.replica=3", "additional properties 'replica' not allowed"),
         ("api.service.port=0", "port"),
         (r"tasks.quota.request\.cpu=1", "quota"),
+        (r"tasks.quota.requests\.cpuu=1", "quota"),
         ("tasks.quota.pods=many", "quota"),
         ("tasks.namespace=Not_A_Name", "namespace"),
         ("api.ingress.enabled=true", "host"),

@@ -291,8 +291,7 @@ class Agent:
         step = next_step(view)
         watched.telling = isinstance(step, Tell)
         if step is None:
-            if self._known.forget(run_id) and self._memory.ordered.pop(run_id, None) is not None:
-                self._memory.save()
+            self._known.forget(run_id)
             return
         self._act(watched, step)
 

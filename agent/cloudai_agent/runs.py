@@ -114,15 +114,13 @@ class Known:
             self.runs[run_id] = Watched(run_id, self._changed)
         return self.runs[run_id]
 
-    def forget(self, run_id: str) -> bool:
-        """Drop a run that is neither wanted nor there; True when it was dropped."""
+    def forget(self, run_id: str) -> None:
+        """Drop a run, if it is neither wanted nor there."""
         watched = self.runs[run_id]
         if watched.wish is None and watched.container is None and not watched.busy and not watched.stale:
             if watched.shipment:
                 watched.shipment.close()
             del self.runs[run_id]
-            return True
-        return False
 
     # -- the server's side
 

@@ -55,7 +55,7 @@ async def test_a_worker_that_cannot_be_registered_says_so_instead_of_trying_for_
             await Link(f"http://127.0.0.1:{place.port}", TOKEN, Impossible()).run()
 
 
-async def test_a_server_that_reads_nothing_any_more_is_left_though_logs_are_on_their_way(tmp_path: Path) -> None:
+async def test_a_server_that_reads_nothing_any_more_is_left_though_logs_are_on_their_way() -> None:
     async def hang(connection: ServerConnection) -> None:
         await connection.recv()
         terms = Registered(cluster_id="c", heartbeat_seconds=0.2, lease_seconds=60, stop_grace_seconds=1)

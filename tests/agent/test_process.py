@@ -91,8 +91,7 @@ def test_what_left_the_session_is_ended_by_a_stop(on_processes: Bench, runtime: 
 def test_what_has_stopped_its_whole_group_is_ended_by_a_stop(on_processes: Bench, runtime: Runtime) -> None:
     run_id = started(runtime, on_processes.run("trap '' TERM; echo $$; kill -STOP 0; sleep 1000"))
     command = psutil.Process(int(next(iter(runtime.read_log(run_id, 0)))))
-    while command.status() != psutil.STATUS_STOPPED:
-        time.sleep(0.01)
+    eventually("it has stopped itself", lambda: command.status() == psutil.STATUS_STOPPED)
     runtime.stop(run_id, 0.1)
     assert found(runtime, run_id).exit_code == 137
     until_gone(command)

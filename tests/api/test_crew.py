@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from cloudai.api import crew, explain
+from cloudai.api import crew
 from cloudai.api.crew import Crew
 from cloudai.api.explain import Waiting, explain_wish
 from cloudai.api.lead import Lead
@@ -90,8 +90,7 @@ async def test_one_look_at_the_workers_tells_of_all_tasks_with_one_wish_also_of_
         looks.append(wish)
         return explain_wish(wish, *arguments)
 
-    for module in (crew, explain):
-        monkeypatch.setattr(module, "explain_wish", noting)
+    monkeypatch.setattr(crew, "explain_wish", noting)
     lost = [replace(QUEUED, attempt=1, message=f"Worker worker-{number} was lost.") for number in range(3)]
     told = await Crew(store, Lead(store), settings).why([*lost, QUEUED])
     assert looks == [SPEC.resources]

@@ -75,20 +75,25 @@ class ApiError(Exception):
         return self.reason == "AlreadyExists" and not denied(self.message)
 
 
-class NoResource(ApiError):
+class Lacking(ApiError):
+    """The cluster has not what it takes to keep Tasks; the message says what to do."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(404, {"reason": "NotFound", "message": words})
+
+
+class NoResource(Lacking):
     """The cluster does not know Tasks at all."""
 
     def __init__(self) -> None:
-        words = "the cluster has no Task resource: install the chart, or apply manifests/crds"
-        super().__init__(404, {"reason": "NotFound", "message": words})
+        super().__init__("the cluster has no Task resource: install the chart, or apply manifests/crds")
 
 
-class NoNamespace(ApiError):
+class NoNamespace(Lacking):
     """The cluster has no namespace of that name."""
 
     def __init__(self, name: str) -> None:
-        words = f"the cluster has no namespace {name}; make it, or name another with --namespace"
-        super().__init__(404, {"reason": "NotFound", "message": words})
+        super().__init__(f"the cluster has no namespace {name}; make it, or name another with --namespace")
 
 
 class Endpoint:
@@ -329,18 +334,14 @@ def _refusal(path: str, status: int, document: Json) -> ApiError:
     error = ApiError(status, document)
     if status == 404 and "page not found" in error.message and path.startswith(f"/apis/{GROUP}/"):
         return NoResource()
-    return (
-        NoNamespace(error.details.get("name", ""))
-        if status == 404 and error.details.get("kind") == "namespaces"
-        else error
-    )
+    if status == 404 and error.details.get("kind") == "namespaces":
+        return NoNamespace(error.details.get("name", ""))
+    return error
 
 
 def as_unavailable(error: ApiError) -> CloudAIError:
     """For whoever has no other answer to a refusal."""
-    return unavailable(
-        error.message if isinstance(error, NoResource | NoNamespace) else f"the Kubernetes API says {error}"
-    )
+    return unavailable(error.message if isinstance(error, Lacking) else f"the Kubernetes API says {error}")
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:

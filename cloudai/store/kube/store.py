@@ -20,7 +20,7 @@ from cloudai.clock import now_ms
 from cloudai.errors import CloudAIError, Code, invalid, task_not_found, unavailable
 from cloudai.resources import Reason, Run, Task, TaskSpec, TaskStatus, WorkerState, run_id
 from cloudai.settings import Settings
-from cloudai.store.kube.api import Api, ApiError, NoCluster, NoNamespace, NoResource, as_unavailable, connect
+from cloudai.store.kube.api import Api, ApiError, Lacking, NoCluster, NoNamespace, NoResource, as_unavailable, connect
 from cloudai.store.kube.awaited import Awaited
 from cloudai.store.kube.cache import NodeCache, PodCache, TaskCache
 from cloudai.store.kube.denial import denied
@@ -96,6 +96,8 @@ class KubernetesStore:
         try:
             self.cluster_id = await self._identity()
             await self._knows_tasks()
+        except Lacking as error:
+            raise NoCluster(error.message) from None
         except ApiError as error:
             raise as_unavailable(error) from None
         waits = asyncio.gather(*(event.wait() for event in self._synced))
@@ -112,7 +114,7 @@ class KubernetesStore:
             found = await self._api.get(f"/api/v1/namespaces/{self._namespace}")
         except ApiError as error:
             if error.status == 404:
-                raise NoCluster(NoNamespace(self._namespace).message) from None
+                raise NoNamespace(self._namespace) from None
             raise
         return str(found["metadata"]["uid"])
 
@@ -122,9 +124,9 @@ class KubernetesStore:
             try:
                 await self._api.get(self._tasks_path, limit=1)
                 return
-            except NoResource as error:
+            except NoResource:
                 if time.monotonic() > deadline:
-                    raise NoCluster(error.message) from None
+                    raise
             await asyncio.sleep(NEW_AGAIN_SECONDS)
 
     async def close(self) -> None:
@@ -376,8 +378,6 @@ class KubernetesStore:
             self._heard_at = time.monotonic()
         except ApiError as error:
             raise as_unavailable(error) from None
-        except NoCluster as error:
-            raise unavailable(str(error)) from None
         except (TimeoutError, CloudAIError) as error:
             silent = time.monotonic() - self._heard_at
             if silent > HEARD_SECONDS:
